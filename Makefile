@@ -1,0 +1,66 @@
+# Everything runs from a virtual environment in .venv that these targets make and keep up to date.
+# Needed on the machine: Python 3.11 or newer, and make.
+#
+#   make demo             fit Old Faithful with 64 restarts for k = 1 to 9, into demo-output/
+#   make test             the test suite, once in float32 and once with JAX's x64 mode on
+#   make lint             ruff (lint and format) and pyright
+#
+# PYTHON chooses the interpreter:  make test PYTHON=python3.12
+# PYTEST_ARGS goes to pytest:      make test PYTEST_ARGS="-k io -x"
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-float32 test-float64 lint format bench clean
+# Two installs into one environment at once would spoil it.
+.NOTPARALLEL:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+# ---- the environment ----
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gmmjax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": name a newer one, as in make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# One stamp for each set of extras, so that a second run installs nothing until pyproject.toml changes.
+$(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-venv
+	@echo "Installing gmmjax[$*] into $(VENV) (the first time takes a few minutes) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+# ---- what one runs ----
+
+demo: $(VENV)/.stamp-cli
+	$(BIN)/gmmjax fit faithful -k 1:9 --restarts 64 --out demo-output
+
+test: test-float32 test-float64
+
+test-float32: $(VENV)/.stamp-test
+	JAX_ENABLE_X64=0 $(PYTEST) $(PYTEST_ARGS)
+
+test-float64: $(VENV)/.stamp-test
+	JAX_ENABLE_X64=1 $(PYTEST) -m 'not own_dtype' $(PYTEST_ARGS)
+
+# The type checker reads the optional libraries' types, so `test` is installed too.
+lint: $(VENV)/.stamp-test $(VENV)/.stamp-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.stamp-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.stamp-test
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

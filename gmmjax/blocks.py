@@ -1,0 +1,117 @@
+"""Rows in equal blocks, the last one filled up with rows of weight 0; and the sum over blocks.
+
+Memory is that of one block, whatever the number of rows. Separate from the driver because a caller
+who fits the same data many times lays it out once, and because labels and starts are summed so too.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gmmjax.typing import Array, Float, pytree
+
+DEFAULT_BLOCK = 1024
+"""Rows a block on a CPU: features and responsibilities of one block stay in the L2 cache."""
+
+T = TypeVar("T")
+
+
+@pytree
+class Blocks:
+    """`data` is a pytree of arrays with leading axes [number of blocks, rows a block]."""
+
+    data: Any
+    weights: Float[Array, "blocks rows"]
+
+    @property
+    def total_weight(self) -> Float[Array, ""]:
+        return jnp.sum(self.weights)
+
+    def rows(self) -> Any:
+        """`data` with one axis of rows again, the filling included."""
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), self.data)
+
+
+@pytree
+class Compensated:
+    """A running sum and what its rounding has lost so far (Kahan).
+
+    A float32 sum of 10⁵ blocks must still show a change of one part in 10⁶ between two steps.
+    """
+
+    value: Array
+    lost: Array
+
+    def __add__(self, other: "Compensated") -> "Compensated":
+        part = other.value - self.lost
+        value = self.value + part
+        return Compensated(value, (value - self.value) - part)
+
+
+def split(data: Any, weights: Float[Array, "n"] | None = None, block: int | None = None) -> Blocks:
+    """Lay rows out in blocks.
+
+    The filling repeats the first row, with weight 0: a row of zeros could lie so far from the data
+    that its density overflows.
+    """
+    leaves = jax.tree.leaves(data)
+    n = leaves[0].shape[0]
+    floating = [a.dtype for a in leaves if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtype = jnp.result_type(*floating) if floating else jnp.zeros(()).dtype
+    w = jnp.ones(n, dtype) if weights is None else jnp.asarray(weights, dtype)
+    block = min(n, DEFAULT_BLOCK if block is None else block)
+    count = -(-n // block)
+    extra = count * block - n
+
+    def lay(a: Array) -> Array:
+        if extra:
+            a = jnp.concatenate([a, jnp.broadcast_to(a[:1], (extra, *a.shape[1:]))])
+        return a.reshape(count, block, *a.shape[1:])
+
+    w = jnp.concatenate([w, jnp.zeros(extra, dtype)]) if extra else w
+    return Blocks(jax.tree.map(lay, data), w.reshape(count, block))
+
+
+def bucketed(
+    x: Float[Array, "n d"], weights: Float[Array, "n"] | None, block: int
+) -> tuple[Float[Array, "m d"], Float[Array, "m"]]:
+    """Fill the rows up to a round number with weight 0, so that data of like size share a program.
+
+    At most one part in eight is added, and whole blocks where there is more than one.
+    """
+    n = x.shape[0]
+    w = jnp.ones(n, x.dtype) if weights is None else weights
+    step = max(8, 2 ** max(n.bit_length() - 4, 0))
+    step = max(step, block) if n > block else step
+    extra = -n % step
+    if extra == 0:
+        return x, w
+    fill = jnp.broadcast_to(x[:1], (extra, x.shape[1]))
+    return jnp.concatenate([x, fill]), jnp.concatenate([w, jnp.zeros(extra, w.dtype)])
+
+
+def add(a: T, b: T) -> T:
+    """`+` where a part of the tree defines it, leaf by leaf elsewhere."""
+
+    def whole(part: Any) -> bool:
+        return hasattr(part, "__add__") and not isinstance(part, (tuple, list))
+
+    return jax.tree.map(operator.add, a, b, is_leaf=whole)
+
+
+def total(fn: Callable[[Any, Float[Array, "rows"]], T], blocks: Blocks) -> T:
+    """Σ over blocks of fn(data, weights), by `lax.scan`. A tree of zeros must be neutral for `+`."""
+    first = jax.tree.map(lambda a: a[0], blocks)
+    if blocks.weights.shape[0] == 1:
+        return fn(first.data, first.weights)
+    shapes = jax.eval_shape(fn, first.data, first.weights)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(carry: T, block: Blocks) -> tuple[T, None]:
+        return add(carry, fn(block.data, block.weights)), None
+
+    return lax.scan(body, zero, blocks)[0]

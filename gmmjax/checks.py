@@ -1,0 +1,162 @@
+"""Arguments at the public edge: each fault is an exception that names the argument and the remedy.
+
+Values can only be looked at outside `jit` and `vmap`. Under a trace shapes and dtypes are still
+checked, and what is wrong with the values shows in the status of the result.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from gmmjax.typing import Array, ArrayLike, Float, Int
+
+
+def concrete(*values: Any) -> bool:
+    """Whether every leaf holds numbers that can be looked at."""
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+
+
+def rows(x: ArrayLike, name: str = "x", *, finite: bool = True) -> Float[Array, "n d"]:
+    """Data as a floating array [n, d], n ≥ 1, d ≥ 1, finite. Integers are converted."""
+    array = x if isinstance(x, jax.Array) else _numpy(x, name)
+    if array.dtype == bool:
+        raise TypeError(
+            f"{name}: expected real numbers; got booleans. Convert with {name}.astype(float) if that "
+            "is what you mean; a Gaussian does not describe them well."
+        )
+    if not (np.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
+        raise TypeError(
+            f"{name}: expected real numbers; got dtype {array.dtype}. Select the numeric columns and "
+            f"convert with {name}.astype(float)."
+        )
+    if array.ndim != 2:
+        remedy = f" Use {name}[:, None] for one feature." if array.ndim == 1 else ""
+        raise ValueError(f"{name}: expected shape [n, d]; got {array.shape}.{remedy}")
+    if 0 in array.shape:
+        raise ValueError(f"{name}: expected at least one row and one column; got {array.shape}.")
+    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else float
+    with np.errstate(over="ignore"):
+        array = jnp.asarray(array, jax.dtypes.canonicalize_dtype(dtype))
+    if array.dtype in (jnp.float16, jnp.bfloat16):
+        array = array.astype(jnp.float32)
+    # By numpy: under `jit` jax.numpy would trace even an array whose values are known.
+    if finite and concrete(array) and not np.all(np.isfinite(np.asarray(array))):
+        bad = np.argwhere(~np.isfinite(np.asarray(array)))
+        i, j = bad[0]
+        raise ValueError(
+            f"{name}: expected finite numbers; got {np.asarray(array)[i, j]} at row {i}, column {j}, and "
+            f"{len(bad)} such in all. Drop those rows, or impute them."
+        )
+    return array
+
+
+def weights(w: ArrayLike | None, n: int, dtype: Any) -> Float[Array, "n"] | None:
+    """Sample weights [n]: finite, non-negative, not all zero."""
+    if w is None:
+        return None
+    array = jnp.asarray(w)
+    if array.shape != (n,):
+        raise ValueError(f"weights: expected shape [{n}], one a row of x; got {array.shape}.")
+    array = array.astype(dtype)
+    if concrete(array):
+        values = np.asarray(array)
+        if not np.all(np.isfinite(values)):
+            raise ValueError("weights: expected finite numbers; got NaN or infinity.")
+        if np.any(values < 0):
+            raise ValueError(
+                f"weights: expected non-negative numbers; got a minimum of {values.min():g}."
+            )
+        if not np.any(values > 0):
+            raise ValueError("weights: expected at least one positive number; got all 0.")
+    return array
+
+
+def count(value: Any, name: str, *, least: int = 1) -> int:
+    """A whole number of at least `least`, as a Python int."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a whole number; got {value!r}.")
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}; got {number}.")
+    return number
+
+
+def labels(
+    y: ArrayLike, name: str, n_classes: int | None = None, *, n: int | None = None, least: int = 0
+) -> tuple[Int[Array, "n"], int]:
+    """Integer labels [n] from `least` to k − 1, and k: `n_classes`, or the largest label + 1."""
+    array = y if isinstance(y, jax.Array) else _numpy(y, name)
+    if array.ndim != 1 or array.shape[0] == 0 or n not in (None, array.shape[0]):
+        expected = "[n], n ≥ 1" if n is None else f"[{n}], one a row"
+        raise ValueError(f"{name}: expected shape {expected}; got {array.shape}.")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"{name}: expected integer labels; got dtype {array.dtype}. Number the classes from 0, "
+            f"for instance with np.unique({name}, return_inverse=True)[1]."
+        )
+    if not concrete(array):
+        if n_classes is None:
+            raise ValueError(f"{name}: under jit the number of classes must be given.")
+        return jnp.asarray(array, jnp.int32), count(n_classes, "n_classes")
+    low, high = int(array.min()), int(array.max())
+    k = max(high + 1, 1) if n_classes is None else count(n_classes, "n_classes")
+    if low < least or high >= k:
+        raise ValueError(
+            f"{name}: expected labels from {least} to {k - 1}; got {low} to {high}. Number the "
+            f"classes from 0, for instance with np.unique({name}, return_inverse=True)[1]."
+        )
+    return jnp.asarray(array, jnp.int32), k
+
+
+def every_class(labels: Array, w: Array | None, k: int, name: str) -> None:
+    """A row (of positive weight) for each label from 0 to k − 1."""
+    if concrete(labels, w):
+        seen = np.asarray(labels) if w is None else np.asarray(labels)[np.asarray(w) > 0]
+        missing = sorted(set(range(k)) - set(seen.tolist()))
+        if missing:
+            raise ValueError(f"{name}: expected each class at least once; {missing} have no row.")
+
+
+def enough_rows(n: int, k: int, w: Array | None, what: str = "n_components") -> None:
+    """At least one row (of positive weight) for each component."""
+    if w is not None and concrete(w):
+        n = int(np.count_nonzero(np.asarray(w)))
+    if n < k:
+        raise ValueError(
+            f"{what}: expected at most the number of rows of x that count; got {k} for {n} rows. "
+            f"Use a smaller {what}, or more data."
+        )
+
+
+def nonnegative(value: ArrayLike, name: str) -> None:
+    """A finite number ≥ 0."""
+    if concrete(value):
+        number = np.asarray(value)
+        if number.shape != () or not np.isfinite(number) or number < 0:
+            raise ValueError(f"{name}: expected one finite number ≥ 0; got {value!r}.")
+
+
+def varying(x: Float[Array, "n d"], w: Array | None) -> None:
+    """Data that hold something to fit: not all rows equal."""
+    if not concrete(x, w):
+        return
+    values = np.asarray(x) if w is None else np.asarray(x)[np.asarray(w) > 0]
+    if len(values) > 1 and np.all(values == values[0]):
+        raise ValueError(
+            "x: expected rows that differ; got one point repeated. Its density is a point mass, "
+            "which no Gaussian has."
+        )
+
+
+def _numpy(x: ArrayLike, name: str) -> np.ndarray:
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected rows of equal length; {error}.") from error

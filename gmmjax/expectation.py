@@ -1,0 +1,171 @@
+"""The Gaussian E-step: (mixture, block of rows) → (moments, log-likelihood), two ways.
+
+*Features* (the default): with φ(x) = [1, x, x_a x_b], every component's log-density is linear in φ,
+so the log-densities are one matrix product and the moments another, for all components of all
+restarts: φ does not depend on the model. *Differences*: x − μ_j is formed first and then whitened. Two
+to three times the arithmetic, but nothing cancels. Both are the same function; the second takes over
+where the first would lose its digits, as it does on data far from the origin (`em` and `fit` centre
+them first).
+
+Inside, rows are the last, contiguous axis, so that the softmax over few components vectorises.
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from gmmjax import families, incomplete, linalg, moments
+from gmmjax.incomplete import Incomplete
+from gmmjax.moments import Moments
+from gmmjax.typing import Array, Bool, Float, pytree, static
+
+LOG_2PI = math.log(2 * math.pi)
+
+CANCELLATION_LIMIT = 3e-4
+"""Largest tolerated ε·d·κ, κ the mean-square size of the data in a component's standard deviations.
+
+The expanded form −½xᵀAx + xᵀAμ − ½μᵀAμ leaves an error of about ε·d·κ in a log-density, against
+ε·d for the differences."""
+
+
+@pytree
+class Prepared:
+    """All that the E-step needs from a mixture, computed once a step and not once a block."""
+
+    log_weights: Float[Array, "k"]
+    means: Float[Array, "k d"]
+    factors: families.Covariance
+    coefficients: Float[Array, "k p"]  # of log φ_j N(x; μ_j, Σ_j) on the features of x
+    cancels: Bool[Array, ""]  # whether the features would lose too many digits
+    family: str = static()
+
+    def expect(
+        self,
+        x: Float[Array, "n d"] | Incomplete,
+        weights: Float[Array, "n"],
+        evidence: Float[Array, "n k"] | None = None,
+    ) -> tuple[Moments, Float[Array, ""]]:
+        """Moments and log-likelihood (nats, summed with `weights`) of a block of rows.
+
+        `evidence` is what else is known of each row's component, log p(y_i | z_i = j): 0 and −inf
+        where a label is certain, the log of a noise matrix where it is not.
+        """
+        if isinstance(x, Incomplete):
+            return incomplete.expect(self, x, weights, evidence)
+        return linalg.when(
+            self.cancels,
+            lambda: by_differences(self, x, weights, evidence),
+            by_features(self, x, weights, evidence),
+        )
+
+
+def prepare(
+    log_weights: Float[Array, "k"],
+    means: Float[Array, "k d"],
+    factors: families.Covariance,
+    family: str,
+) -> Prepared:
+    """Natural parameters, and the estimate of their cancellation."""
+    kind = families.get(family).second
+    k, d = means.shape
+    linear = factors.precision_times(means)
+    size = jnp.sum(means * linear, axis=1)
+    constant = log_weights - 0.5 * d * LOG_2PI - factors.half_log_det() - 0.5 * size
+    precision = factors.precision()
+    coefficients = jnp.concatenate(
+        [
+            constant[:, None],
+            linear,
+            moments.quadratic_coefficients(
+                jnp.broadcast_to(precision, (k, *precision.shape[1:])), kind
+            ),
+        ],
+        axis=1,
+    )
+    cancels = _cancellation(log_weights, means, factors, precision) > CANCELLATION_LIMIT
+    return Prepared(log_weights, means, factors, coefficients, cancels, family)
+
+
+def _cancellation(
+    log_weights: Array, means: Array, factors: families.Covariance, precision: Array
+) -> Array:
+    """ε·d·κ, κ = max_j mean_a (A_j)_aa v_a, v the model's own E[x_a²] in each column."""
+    k, d = means.shape
+    weights = jnp.exp(log_weights)
+    within = weights @ jnp.diagonal(factors.dense(k, d), axis1=-2, axis2=-1)
+    variance = within + weights @ means**2
+    if precision.ndim == 3:
+        precision = jnp.diagonal(precision, axis1=-2, axis2=-1)
+    elif precision.ndim == 1:
+        precision = precision[:, None]
+    size = jnp.sum(jnp.broadcast_to(precision, (precision.shape[0], d)) * variance, axis=-1)
+    used = weights > 0 if size.shape[0] == k else jnp.ones_like(size, bool)
+    return jnp.finfo(means.dtype).eps * jnp.max(jnp.where(used, size, 0.0))
+
+
+def by_features(
+    p: Prepared,
+    x: Float[Array, "n d"],
+    weights: Float[Array, "n"],
+    evidence: Float[Array, "n k"] | None = None,
+) -> tuple[Moments, Float[Array, ""]]:
+    """Two matrix products and a softmax."""
+    kind = families.get(p.family).second
+    xt = x.T
+    phi = moments.features(xt, kind)
+    log_joint = linalg.dot(p.coefficients, phi)
+    responsibilities, row_log_prob = _softmax(_with(log_joint, evidence), weights)
+    if kind.pooled:
+        # One precision for all components: −½ xᵀAx is common to them and leaves the softmax alone.
+        y = p.factors.whiten(xt[None])
+        row_log_prob = row_log_prob - 0.5 * jnp.sum(y * y, axis=(0, 1))
+    sums = linalg.dot(responsibilities, phi.T)
+    collected = moments.from_features(sums, moments.pooled(xt, weights, kind), kind)
+    return collected, jnp.sum(weights * row_log_prob)
+
+
+def by_differences(
+    p: Prepared,
+    x: Float[Array, "n d"],
+    weights: Float[Array, "n"],
+    evidence: Float[Array, "n k"] | None = None,
+) -> tuple[Moments, Float[Array, ""]]:
+    """x − μ_j first: as accurate as the dtype, whatever the shift, scale and width."""
+    kind = families.get(p.family).second
+    delta = x.T[None] - p.means[:, :, None]
+    joint = _log_joint(p.log_weights, p.factors, delta)
+    responsibilities, row_log_prob = _softmax(_with(joint, evidence), weights)
+    collected = moments.from_differences(delta, responsibilities, p.means, kind)
+    return collected, jnp.sum(weights * row_log_prob)
+
+
+def log_joint(
+    log_weights: Float[Array, "k"],
+    means: Float[Array, "k d"],
+    factors: families.Covariance,
+    x: Float[Array, "n d"],
+) -> Float[Array, "k n"]:
+    """log φ_j + log N(x_i; μ_j, Σ_j), by differences."""
+    return _log_joint(log_weights, factors, x.T[None] - means[:, :, None])
+
+
+def _log_joint(
+    log_weights: Array, factors: families.Covariance, delta: Float[Array, "k d n"]
+) -> Float[Array, "k n"]:
+    y = factors.whiten(delta)
+    norm = log_weights - 0.5 * delta.shape[1] * LOG_2PI - factors.half_log_det()
+    return norm[:, None] - 0.5 * jnp.sum(y * y, axis=1)
+
+
+def _with(log_joint: Array, evidence: Array | None) -> Array:
+    return log_joint if evidence is None else log_joint + evidence.T
+
+
+def _softmax(
+    log_joint: Float[Array, "k n"], weights: Float[Array, "n"]
+) -> tuple[Float[Array, "k n"], Float[Array, "n"]]:
+    """w_i r_ij and log Σ_j exp, sharing one exponential: the largest term is 1, so none overflows."""
+    largest = jnp.max(log_joint, axis=0)
+    shifted = jnp.exp(log_joint - largest)
+    total = jnp.sum(shifted, axis=0)
+    return shifted * (weights / total), largest + jnp.log(total)

@@ -1,0 +1,272 @@
+"""`fit`: a Gaussian mixture from data, by EM from many starts, the best kept."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmmjax import blocks as blocks_
+from gmmjax import checks, families, initialization
+from gmmjax import missing as missing_
+from gmmjax.blocks import Blocks
+from gmmjax.em import blank, turn
+from gmmjax.frame import Frame
+from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_batch
+from gmmjax.mixture import GaussianMixture
+from gmmjax.priors import Prior
+from gmmjax.status import FitError, Status, summarize
+from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
+
+
+@pytree
+class FitResult:
+    """The best lane of a fit. Holds no data."""
+
+    model: GaussianMixture
+    log_likelihood: Float[Array, ""]  # Σ_i w_i log p(x_i) in nats, at `model`
+    converged: Array  # bool: the change fell to `tol`, and nothing is to warn of
+    status: Int[Array, ""]  # a `Status`
+    n_steps: Int[Array, ""]  # M-steps of the best lane
+    best: Int[Array, ""]  # which lane it was
+    lanes: Lanes  # how every lane ended
+
+    @property
+    def message(self) -> str:
+        """The status in words, and how the lanes ended."""
+        return f"{Status(int(self.status)).message} ({summarize(self.lanes.status)})"
+
+
+def fit(
+    key: Key[Array, ""],
+    x: ArrayLike,
+    n_components: int,
+    *,
+    family: str = "full",
+    restarts: int | None = None,
+    init: str | GaussianMixture | ArrayLike = "mixed",
+    weights: ArrayLike | None = None,
+    prior: Prior | None = None,
+    reg: ArrayLike = 1e-7,
+    tol: ArrayLike = 1e-8,
+    max_steps: ArrayLike = 1000,
+    block: int | None = None,
+    restart_batch: int | None = None,
+    missing: str = "refuse",
+    throw: bool = True,
+) -> FitResult:
+    """Fit a Gaussian mixture by EM from many starts at once, and keep the best.
+
+    **Arguments**
+
+    - `key`: a `jax.random.key`. The same key gives the same result.
+    - `x`: data [n, d], finite; or with NaN for missing values, see `missing`.
+    - `n_components`: k ≥ 1, at most the number of rows.
+    - `family`: "full", "tied", "diag" or "spherical" (`families.names()`).
+    - `restarts`: how many starts; `None` for `default_restarts`, 96 on small data and fewer on large.
+      Given models or labels, as many as are given.
+    - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
+      `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
+      "mixed" starts a sixth of the lanes from K-means and a third from random points; the other
+      half, in three rounds, from the best so far with one component moved to a random row.
+    - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
+    - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).
+    - `reg`: the floor of the covariances, as a fraction of the variance of each column of x: Σ_j ⪰
+      reg · diag(v). Free of units; 0 for none. Inactive in a sound fit; where it is active at the
+      end, the status is `DEGENERATE`. Such lanes, and those where a component rests on very few rows
+      (`SPURIOUS`), win only where no other lane is left: their likelihood can grow without bound.
+    - `tol`: the change of the objective in one step, in nats per sample, at which a lane has
+      converged. With 0, exactly `max_steps` are taken.
+    - `max_steps`: the most M-steps of a lane.
+    - `block`: rows a block. Memory is O(lanes in a batch · k · block), and does not grow with n.
+    - `restart_batch`: slots, the lanes that step together; see `lanes.default_batch`.
+    - `missing`: "refuse" raises on NaN. "marginalize" takes it for a value missing at random and
+      integrates it out; the log-likelihood is then that of the values that are known (see `incomplete`).
+    - `throw`: raise `FitError` where no lane ends with a finite model; otherwise the status says so.
+
+    Only `n_components`, `family`, `init`'s kind, `restarts`, `block` and `restart_batch` are
+    structure: new values of anything else compile nothing. Under `jit` or `vmap` values cannot be
+    looked at, nothing is raised for them, and the status tells.
+
+    **Raises** `TypeError`, `ValueError` for arguments that cannot be used; `FitError`.
+
+    >>> import jax, gmmjax
+    >>> x = gmmjax.datasets.load_faithful().x
+    >>> result = gmmjax.fit(jax.random.key(0), x, 2)
+    >>> bool(result.converged), round(float(result.log_likelihood), 1)
+    (True, -1130.3)
+    """
+    name = families.get(family).name
+    if missing not in ("refuse", "marginalize"):
+        raise ValueError(f"missing: expected 'refuse' or 'marginalize'; got {missing!r}.")
+    x = checks.rows(x, finite=missing == "refuse")
+    n, d = x.shape
+    k = checks.count(n_components, "n_components")
+    w = checks.weights(weights, n, x.dtype)
+    checks.enough_rows(n, k, w)
+    known = None
+    if missing == "marginalize" and missing_.any_in(x):
+        known = missing_.rows(x, w, k, name)
+        x = missing_.mask(x).x
+    checks.varying(x, w)
+    for value, label in ((reg, "reg"), (tol, "tol"), (max_steps, "max_steps")):
+        checks.nonnegative(value, label)
+    work = n if known is None else n * d  # a step costs up to d times as much
+    lanes = default_restarts(work, k, d) if restarts is None else checks.count(restarts, "restarts")
+    block = blocks_.DEFAULT_BLOCK if block is None else checks.count(block, "block")
+    _check_prior(prior, k, d)
+
+    if isinstance(init, str):
+        if init not in initialization.METHODS:
+            raise ValueError(
+                f"init: expected one of {', '.join(initialization.METHODS)}; got {init!r}."
+            )
+        start = None
+    elif isinstance(init, GaussianMixture):
+        start, lanes = stacked(init, k, d, name, x.dtype)
+        init = "model"
+    else:
+        start, lanes = _labels(init, n, k), 1
+        init = "labels"
+    batch = (
+        default_batch(n, k, block)
+        if restart_batch is None
+        else checks.count(restart_batch, "restart_batch")
+    )
+
+    x, w = blocks_.bucketed(x, w, block)
+    if init == "labels":
+        assert isinstance(start, jax.Array)
+        start = jnp.concatenate([start, jnp.full(x.shape[0] - n, -1, start.dtype)])
+    options = (
+        prior,
+        jnp.asarray(reg, x.dtype),
+        jnp.asarray(tol, x.dtype),
+        jnp.asarray(max_steps, jnp.int32),
+    )
+    result = _fit(
+        key, x, w, known, start, *options,
+        k=k, family=name, init=init, lanes=lanes, block=min(block, x.shape[0]), batch=min(batch, lanes),
+    )  # fmt: skip
+    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
+        raise FitError(
+            Status(int(result.status)),
+            f"fit: none of {lanes} starts of {k} {name} components ended with a finite model "
+            f"({summarize(result.lanes.status)})",
+        )
+    return result
+
+
+def default_restarts(n: int, k: int, d: int) -> int:
+    """How many starts where the caller does not say: 96, but no fewer than 4 on data that take long."""
+    return max(4, min(96, 2**28 // (n * k * d * d)))
+
+
+@partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "block", "batch"))
+def _fit(
+    key: Array, x: Array, w: Array, known: Blocks | None, start: GaussianMixture | Array | None,
+    prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
+    k: int, family: str, init: str, lanes: int, block: int, batch: int,
+) -> FitResult:  # fmt: skip
+    frame = Frame.of(x, w)
+    local = None if prior is None else prior.into(frame)
+    data = blocks_.split(frame.enter(x), w, block)
+    # Starts are from filled rows, EM on what is known of them.
+    seen = data if known is None else Blocks(known.data.enter(frame), known.weights)
+    weight = data.total_weight if known is None else known.data.n_known(known.weights) / x.shape[1]
+
+    if init == "model":
+        assert isinstance(start, GaussianMixture)
+        models = start.into(frame)
+    elif init == "labels":
+        assert isinstance(start, jax.Array)
+        labels = blocks_.split(start, w, block).data
+        both = Blocks((data.data, labels), data.weights)
+        model = initialization.labelled(both, k, family, local, reg)
+        models = jax.tree.map(lambda a: a[None], model)
+    else:
+        models = initialization.starts(
+            key, init, lanes, batch, data, k, family, prior=local, reg=reg
+        )
+    once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
+    empty = blank(jax.tree.map(lambda a: a[0], models), seen)
+    if init == "mixed" and k > 1 and lanes >= 6:
+
+        def swapped(index: Array, best: GaussianMixture) -> GaussianMixture:
+            return initialization.swap(jax.random.fold_in(key, index), best, data)
+
+        result, endings, best = best_of_rounds(
+            once, models, swapped, empty, batch, fresh=-(-lanes // 2), size=-(-lanes // 6)
+        )
+    else:
+        result, endings, best = best_of(once, models, empty, batch)
+    result = frame.leave(result, weight)
+    shift = result.log_likelihood - endings.log_likelihood[best]
+    return FitResult(
+        model=result.model,
+        log_likelihood=result.log_likelihood,
+        converged=result.converged,
+        status=result.status,
+        n_steps=result.n_steps,
+        best=best,
+        lanes=dataclasses.replace(endings, log_likelihood=endings.log_likelihood + shift),
+    )
+
+
+def stacked(
+    model: GaussianMixture, k: int, d: int, family: str, dtype: jnp.dtype
+) -> tuple[GaussianMixture, int]:
+    """Given start models, with a leading axis of lanes."""
+    if model.family != family:
+        raise ValueError(
+            f"init: expected a mixture of family {family!r}; got {model.family!r}. Pass "
+            f"family={model.family!r}."
+        )
+    if model.means.shape[-2:] != (k, d) or model.means.ndim not in (2, 3):
+        raise ValueError(
+            f"init: expected means of shape [{k}, {d}], or [lanes, {k}, {d}]; got {model.means.shape}."
+        )
+    if checks.concrete(model) and not all(
+        np.all(np.isfinite(np.asarray(a))) for a in jax.tree.leaves((model.means, model.factors))
+    ):
+        raise ValueError("init: expected finite means and covariances; got NaN or infinity.")
+    model = jax.tree.map(lambda a: a.astype(dtype), model)
+    if model.means.ndim == 2:
+        model = jax.tree.map(lambda a: a[None], model)
+    return model, model.means.shape[0]
+
+
+def _labels(init: ArrayLike, n: int, k: int) -> Int[Array, "n"]:
+    labels = init if isinstance(init, jax.Array) else np.asarray(init)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(
+            "init: expected the name of a method, a GaussianMixture, or integer labels; got an array "
+            f"of dtype {labels.dtype}."
+        )
+    if labels.shape != (n,):
+        raise ValueError(
+            f"init: expected labels of shape [{n}], one a row of x; got {labels.shape}."
+        )
+    if checks.concrete(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= k:
+            raise ValueError(f"init: expected labels from 0 to {k - 1}; got {low} to {high}.")
+        missing = sorted(set(range(k)) - set(np.asarray(labels).tolist()))
+        if missing:
+            raise ValueError(
+                f"init: expected each of the {k} labels at least once; {missing} do not occur. Use "
+                "a smaller n_components."
+            )
+    return jnp.asarray(labels, jnp.int32)
+
+
+def _check_prior(prior: Prior | None, k: int, d: int) -> None:
+    if prior is None:
+        return
+    if prior.mean.shape != (d,):
+        raise ValueError(f"prior: expected a mean of shape [{d}], as x; got {prior.mean.shape}.")
+    if prior.concentration.shape not in ((1,), (k,), ()):
+        raise ValueError(
+            f"prior: expected a concentration of shape [1] or [{k}]; got {prior.concentration.shape}."
+        )

@@ -1,0 +1,204 @@
+"""Starts for a mixture: centres or responsibilities, and the first M-step.
+
+Distances are measured in coordinates in which the family is at home (`metric`), so that a fit
+moves with its data: whitened for families closed under every linear map, scaled by column for those
+closed under column scaling, as they are for the spherical one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gmmjax import blocks as blocks_
+from gmmjax import families, linalg, mixture, moments
+from gmmjax.blocks import Blocks
+from gmmjax.em import run_to_end
+from gmmjax.kmeans import KMeans, scale_of
+from gmmjax.lanes import in_batches
+from gmmjax.mixture import GaussianMixture
+from gmmjax.moments import Moments
+from gmmjax.priors import Prior
+from gmmjax.seeding import draw, kmeans_plus_plus, random_points
+from gmmjax.typing import Array, ArrayLike, Float, Int, Key
+
+METHODS = ("mixed", "k-means", "k-means++", "random_points", "random_responsibilities")
+
+
+def overall(blocks: Blocks) -> Float[Array, "d d"]:
+    """A lower factor of the covariance of the data, which are centred already.
+
+    It has a floor at rounding: collinear columns leave it invertible, and nearly true.
+    """
+    d = blocks.data.shape[-1]
+
+    def second(x: Array, w: Array) -> Array:
+        return linalg.dot(x.T * w, x)
+
+    total = blocks_.total(second, blocks) / blocks.total_weight
+    variance = jnp.diagonal(total)
+    deviation = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+    # Correlations, not covariances: the floor is then free of units.
+    correlation = total / (deviation[:, None] * deviation)
+    correlation = jnp.where(jnp.eye(d, dtype=bool), 1.0, correlation)
+    floor = jnp.full((d,), 100 * d * jnp.finfo(total.dtype).eps, total.dtype)
+    factor, _ = linalg.floored_cholesky(correlation[None], floor)
+    return deviation[:, None] * factor[0]
+
+
+def metric(factor: Float[Array, "d d"], family: str) -> tuple[Array, Array]:
+    """M such that distances are Euclidean in x Mᵀ, and its inverse; `factor` as from `overall`."""
+    match families.get(family).equivariance:
+        case "linear":
+            return linalg.inverse_lower(factor), factor
+        case "diagonal":
+            deviation = jnp.sqrt(jnp.sum(factor**2, axis=1))
+            return jnp.diag(1.0 / deviation), jnp.diag(deviation)
+        case _:
+            return jnp.eye(len(factor), dtype=factor.dtype), jnp.eye(
+                len(factor), dtype=factor.dtype
+            )
+
+
+def starts(
+    key: Key[Array, ""],
+    method: str,
+    lanes: int,
+    batch: int,
+    blocks: Blocks,
+    k: int,
+    family: str,
+    *,
+    prior: Prior | None,
+    reg: ArrayLike,
+) -> GaussianMixture:
+    """Starting mixtures with a leading axis of lanes, by one of `METHODS`; a key a lane.
+
+    "mixed" takes a third of the lanes from K-means and the rest from random points: either alone
+    misses optima that the other finds.
+    """
+    keys = jax.random.split(key, lanes)
+    table = _starters(blocks, k, family, prior, reg)
+    if method != "mixed":
+        return in_batches(table[method], keys, batch)
+    first = -(-lanes // 3)
+    parts = [
+        in_batches(table[name], part, batch)
+        for name, part in (("k-means", keys[:first]), ("random_points", keys[first:]))
+        if part.shape[0]
+    ]
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
+def _starters(
+    blocks: Blocks, k: int, family: str, prior: Prior | None, reg: ArrayLike
+) -> dict[str, Callable[[Key[Array, ""]], GaussianMixture]]:
+    """Functions from a key to a starting mixture, by name."""
+    factor = overall(blocks)
+    scaling, back = metric(factor, family)
+    # Distances only, whose precision is not critical; one copy of the data for all lanes.
+    seen = Blocks(linalg.dot(blocks.data, scaling.T), blocks.weights)
+    rows, weights = seen.rows(), blocks.weights.reshape(-1)
+
+    def alike(weight: Array, means: Array, covariance: Array) -> GaussianMixture:
+        """Components with one covariance. They are members of every family: no constraint differs."""
+        dense = jnp.broadcast_to(covariance, (k, *covariance.shape))
+        factors = families.get(family).covariance.from_dense(dense)
+        log_weights = jnp.log(weight / jnp.sum(weight))
+        return GaussianMixture(log_weights, means, factors, families.get(family).name)
+
+    def clustered(key: Key[Array, ""], max_steps: int) -> GaussianMixture:
+        """K-means, and what is left of the covariance within its clusters."""
+        seeds = KMeans(rows[kmeans_plus_plus(key, rows, weights, k)])
+        end = run_to_end(seeds, seen, tol=1e-4 * scale_of(seen), max_steps=max_steps)
+        weight = end.moments.weight
+        safe = jnp.where(weight > 0, weight, 1.0)[:, None]
+        center = jnp.where(weight[:, None] > 0, end.moments.first / safe, end.model.centers)
+        means = linalg.dot(center, back.T)
+        share = weight / jnp.sum(weight)
+        between = linalg.dot(means.T * share, means)
+        # A thousandth more than all there is: the rest of a subtraction must stay positive definite.
+        within = 1.001 * linalg.dot(factor, factor.T) - between
+        return alike(jnp.maximum(share, 1e-3 / k), means, within)
+
+    def by_kmeans(key: Key[Array, ""]) -> GaussianMixture:
+        return clustered(key, 50)
+
+    def by_seeds(key: Key[Array, ""]) -> GaussianMixture:
+        return clustered(key, 0)
+
+    def by_points(key: Key[Array, ""]) -> GaussianMixture:
+        points = blocks.rows()[random_points(key, weights, k)]
+        return alike(jnp.ones(k, points.dtype), points, linalg.dot(factor, factor.T))
+
+    def by_responsibilities(key: Key[Array, ""]) -> GaussianMixture:
+        # A key a row, so that the start does not depend on how rows are laid out in blocks.
+        index = jnp.arange(weights.shape[0]).reshape(blocks.weights.shape)
+
+        def draw(row: Int[Array, "rows"]) -> Float[Array, "rows k"]:
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row)
+            e = jax.vmap(lambda one: jax.random.exponential(one, (k,), rows.dtype))(keys)
+            return e / jnp.sum(e, axis=1, keepdims=True)  # Dirichlet(1, …, 1)
+
+        sums = _collect(Blocks((blocks.data, index), blocks.weights), draw, k, family)
+        return mixture.from_moments(sums, family, prior=prior, reg=reg)[0]
+
+    return {
+        "k-means": by_kmeans,
+        "k-means++": by_seeds,
+        "random_points": by_points,
+        "random_responsibilities": by_responsibilities,
+    }
+
+
+def swap(key: Key[Array, ""], model: GaussianMixture, blocks: Blocks) -> GaussianMixture:
+    """The model with a component, drawn at random, moved to a row drawn at random.
+
+    Random swap (Zhao, Hautamäki and Fränti 2012): EM cannot move a component from where two share a
+    cluster to where one covers two, because the way leads downhill. Such a start is at the other side.
+    """
+    key_component, key_row = jax.random.split(key)
+    k = model.n_components
+    j = jax.random.randint(key_component, (), 0, k)
+    row = draw(key_row, blocks.weights.reshape(-1), (1,))[0]
+    log_weights = model.log_weights.at[j].set(-math.log(k))
+    return dataclasses.replace(
+        model,
+        log_weights=jax.nn.log_softmax(log_weights),
+        means=model.means.at[j].set(blocks.rows()[row]),
+    )
+
+
+def labelled(
+    blocks: Blocks, k: int, family: str, prior: Prior | None, reg: ArrayLike
+) -> GaussianMixture:
+    """The M-step from hard labels; `blocks.data` is (x, labels). Labels outside 0 … k − 1 count not.
+
+    Two passes, the second about the means found by the first, so that narrow classes keep their
+    digits.
+    """
+
+    def one_hot(labels: Int[Array, "rows"]) -> Float[Array, "rows k"]:
+        return jax.nn.one_hot(labels, k)
+
+    means = moments.centre(_collect(blocks, one_hot, k, family)).mean
+    sums = _collect(blocks, one_hot, k, family, about=means)
+    return mixture.from_moments(sums, family, prior=prior, reg=reg)[0]
+
+
+def _collect(
+    blocks: Blocks, responsibilities: Callable, k: int, family: str, about: Array | None = None
+) -> Moments:
+    """Moments over all rows of the responsibilities that a block's further data give."""
+    kind = families.get(family).second
+    x = blocks.data[0]
+    points = jnp.zeros((k, x.shape[-1]), x.dtype) if about is None else about
+
+    def one(data: tuple, weights: Array) -> Moments:
+        x, *rest = data
+        r = responsibilities(*rest)
+        return moments.from_responsibilities(x, r.astype(x.dtype) * weights[:, None], points, kind)
+
+    return blocks_.total(one, blocks)

@@ -1,0 +1,173 @@
+"""Many runs at once: a few slots step together, each taking up the next start when its lane ends.
+
+Serves `fit` and `kmeans` alike. A plain `vmap` of a `while_loop` goes on until its slowest lane has
+ended, and finished lanes compute along; here a slot whose lane has ended begins the next one, so work
+is wasted only while the last lanes run out. Only the best model so far is kept.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gmmjax import linalg
+from gmmjax.em import EMResult, EMState, Turn
+from gmmjax.status import Status
+from gmmjax.typing import Array, ArrayLike, Bool, Float, Int, pytree
+
+
+def default_batch(n: int, k: int, block: int) -> int:
+    """How many slots where the caller does not say.
+
+    On a CPU as many as keep the responsibilities of a block in the cache; on an accelerator enough to
+    fill it.
+    """
+    rows = min(n, block)
+    room = 2**13 if jax.default_backend() == "cpu" else 2**26
+    return max(1, room // (rows * k))
+
+
+def in_batches(fn: Callable[[Any], Any], xs: Any, batch: int) -> Any:
+    """`vmap` of fn in batches of equal size, the last one filled up: `lax.map`'s `batch_size` would
+    compile fn a second time for the remainder."""
+    r = jax.tree.leaves(xs)[0].shape[0]
+    batch = min(batch, r)
+    index = jnp.minimum(jnp.arange(-(-r // batch) * batch), r - 1).reshape(-1, batch)
+    out = lax.map(lambda at: jax.vmap(fn)(jax.tree.map(lambda a: a[at], xs)), index)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:r], out)
+
+
+@pytree
+class Lanes:
+    """How every lane ended, in the order of the starts."""
+
+    log_likelihood: Float[Array, "r"]  # nats, summed over samples
+    n_steps: Int[Array, "r"]
+    status: Int[Array, "r"]
+
+
+@pytree
+class _Slots:
+    state: EMState  # with a leading axis of slots
+    lane: Int[Array, "s"]  # which start each slot works on; r and above: none
+    fresh: Bool[Array, "s"]  # whether it has yet to begin
+    taken: Int[Array, ""]  # how many starts have been taken up
+    endings: Lanes
+    best: EMState
+    best_lane: Int[Array, ""]
+
+
+def best_of(
+    once: Turn, starts: Any, empty: EMState, slots: int
+) -> tuple[EMResult, Lanes, Int[Array, ""]]:
+    """Run one lane per leading entry of `starts`; return the best, all endings, and which was best.
+
+    `once` is `em.turn(…)` and `empty` a state of its lanes, `em.blank(…)`.
+
+    The best has the highest objective among the lanes of the best kind of ending: a lane with a
+    covariance on its floor, or a component on a handful of rows, has a likelihood that can be made as
+    large as one likes, and wins only where no lane ended without.
+    """
+    r = jax.tree.leaves(starts)[0].shape[0]
+    best, lane, endings = _round(once, starts, empty, r, slots, empty, jnp.asarray(-1), 0)
+    return EMResult.of(best), endings, lane
+
+
+def best_of_rounds(
+    once: Turn,
+    starts: Any,
+    derive: Callable[[Array, Any], Any],
+    empty: EMState,
+    slots: int,
+    *,
+    fresh: int,
+    size: int,
+) -> tuple[EMResult, Lanes, Int[Array, ""]]:
+    """As `best_of`, in rounds of `size` lanes: the first `fresh` from `starts`, the rest derived.
+
+    `derive(index, model)` makes the start of lane `index` from the best model so far. It sees whole
+    rounds only, so the outcome does not depend on the number of slots.
+    """
+    r = jax.tree.leaves(starts)[0].shape[0]
+    rounds = -(-r // size)
+
+    def body(carry: tuple[EMState, Array], first: Array) -> tuple[tuple[EMState, Array], Lanes]:
+        best, best_lane = carry
+        index = first + jnp.arange(size)
+        given = jax.tree.map(lambda a: a[jnp.minimum(index, r - 1)], starts)
+        derived = jax.vmap(lambda i: derive(i, best.model))(index)
+        mine = jax.tree.map(lambda a, b: jnp.where(_along(index < fresh, a), a, b), given, derived)
+        count = jnp.minimum(size, r - first)
+        best, best_lane, endings = _round(once, mine, empty, count, slots, best, best_lane, first)
+        return (best, best_lane), endings
+
+    carry = (empty, jnp.asarray(-1))
+    (best, lane), endings = lax.scan(body, carry, jnp.arange(rounds) * size)
+    return EMResult.of(best), jax.tree.map(lambda a: a.reshape(-1)[:r], endings), lane
+
+
+def _round(
+    once: Turn,
+    starts: Any,
+    empty: EMState,
+    count: ArrayLike,
+    slots: int,
+    best: EMState,
+    best_lane: Int[Array, ""],
+    offset: ArrayLike,
+) -> tuple[EMState, Int[Array, ""], Lanes]:
+    """The first `count` of `starts` to their ends, against the best so far (none where its lane is −1)."""
+    r = jax.tree.leaves(starts)[0].shape[0]
+    slots = min(slots, r)
+
+    def hand_over(s: _Slots, ended: Bool[Array, "s"]) -> _Slots:
+        at = jnp.where(ended, s.lane, r)  # r lies outside: nothing is written there
+        now = Lanes(s.state.log_likelihood, s.state.n_steps, s.state.status)
+        endings = jax.tree.map(lambda a, b: a.at[at].set(b, mode="drop"), s.endings, now)
+        best, best_lane = _better(s.best, s.best_lane, s.state, s.lane + offset, ended)
+        lane = jnp.where(ended, s.taken + jnp.cumsum(ended) - 1, s.lane)
+        taken = s.taken + jnp.sum(ended)
+        return _Slots(s.state, lane, ended, taken, endings, best, best_lane)
+
+    def body(s: _Slots) -> _Slots:
+        mine = jax.tree.map(lambda a: a[jnp.minimum(s.lane, r - 1)], starts)
+        state = jax.vmap(once)(s.state, mine, s.fresh)
+        s = dataclasses.replace(s, state=state, fresh=jnp.zeros_like(s.fresh))
+        ended = (s.state.status != Status.RUNNING) & (s.lane < count)
+        return linalg.when(jnp.any(ended), lambda: hand_over(s, ended), s)
+
+    number = jnp.zeros(r, jnp.int32)
+    begin = _Slots(
+        state=jax.tree.map(lambda a: jnp.broadcast_to(a, (slots, *a.shape)), empty),
+        lane=jnp.arange(slots),
+        fresh=jnp.ones(slots, bool),
+        taken=jnp.asarray(slots),
+        endings=Lanes(jnp.zeros(r, best.log_likelihood.dtype), number, number),
+        best=best,
+        best_lane=best_lane,
+    )
+    end = lax.while_loop(lambda s: jnp.any(s.lane < count), body, begin)
+    return end.best, end.best_lane, end.endings
+
+
+def _along(pred: Bool[Array, "s"], like: Array) -> Array:
+    return pred.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _better(
+    best: EMState, best_lane: Array, state: EMState, lane: Array, ended: Bool[Array, "s"]
+) -> tuple[EMState, Int[Array, ""]]:
+    """The better of the best so far (none where its lane is −1) and the slots that have ended."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), best, state)
+    lanes = jnp.concatenate([best_lane[None], lane])
+    counts = jnp.concatenate([best_lane[None] >= 0, ended])
+    kind = jnp.where(both.status <= Status.MAX_STEPS, 0, both.status)
+    kind = jnp.where(counts, kind, max(Status) + 1)
+    objective = jnp.where(jnp.isnan(both.objective), -jnp.inf, both.objective)
+    at = jnp.argmax(jnp.where(kind == jnp.min(kind), objective, -jnp.inf))
+    # All −inf: argmax says 0, which may be a place that does not count.
+    at = jnp.where(counts[at], at, jnp.argmax(kind == jnp.min(kind)))
+    return jax.tree.map(lambda a: a[at], both), lanes[at]
