@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "--family",
         choices=families.names(),
         default="full",
+        metavar="NAME",
         help="covariances: "
         + "; ".join(f"{name}, {families.get(name).summary}" for name in families.names())
         + " (default full)",

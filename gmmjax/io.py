@@ -57,7 +57,8 @@ def save(path: str | os.PathLike[str], model: GaussianMixture) -> None:
         "family": model.family,
     }
     # safetensors takes the bytes as they lie: a transposed view would be written permuted.
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # (`ascontiguousarray` would give a number an axis.)
+    contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
     _replace(path, safetensors.numpy.save(contiguous, metadata=header))
 
 

@@ -91,10 +91,10 @@ def fit_semi_supervised(
 
     >>> import jax, numpy as np, gmmjax
     >>> iris = gmmjax.datasets.load_iris()
-    >>> petals, labels = iris.x[:, 2:], np.where(np.arange(150) % 5 == 0, iris.labels, -1)
+    >>> labels = np.where(np.arange(150) % 5 == 0, iris.labels, -1)  # one row in five has one
     >>> key = jax.random.key(0)
-    >>> result = gmmjax.classification.fit_semi_supervised(key, petals, labels, restarts=4)
-    >>> bool((result.model.predict(petals) == iris.labels).mean() > 0.95)
+    >>> result = gmmjax.classification.fit_semi_supervised(key, iris.x, labels, restarts=4)
+    >>> bool((result.model.predict(iris.x) == iris.labels).mean() > 0.95)
     True
     """
     name = families.get(family).name
