@@ -1,4 +1,7 @@
-"""What every test of the suite runs under."""
+"""What every test of the suite runs under.
+
+The suite runs twice, in JAX's default mode and with x64 on. What sets its own dtype runs once.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +9,27 @@ from pathlib import Path
 import jax
 import pytest
 
+EDGES = {"test_cli", "test_tables", "test_plot", "test_datasets", "test_idx", "test_project"}
+EDGES |= {"test_architecture", "test_notebooks", "test_compare", "test_io"}
+
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000
 """Linux gives a process 65,530 memory maps by default, and each compiled program takes several."""
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """x64 for one test, whatever the mode of the run."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what the mode does not touch: float64 of its own accord, the edges, the doctests."""
+    for item in items:
+        own = "float64" in getattr(item, "fixturenames", ())
+        if own or item.path.stem in EDGES or item.path.parent != Path(__file__).parent:
+            item.add_marker("own_dtype")
 
 
 @pytest.fixture(autouse=True)

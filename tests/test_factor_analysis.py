@@ -12,12 +12,6 @@ import gmmjax
 from gmmjax.models import FactorMixture
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 _em = jax.jit(lambda model, x, tol, steps: gmmjax.em(model, x, reg=1e-9, tol=tol, max_steps=steps))
 
 

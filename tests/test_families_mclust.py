@@ -16,10 +16,7 @@ INNER = ("VEE", "EVE")
 """mclust ends the inner iterations of these early; all others agree to rounding."""
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def tolerance(model: str) -> tuple[float, float]:
