@@ -2,9 +2,10 @@
 
 Scikit-learn's digits (1,797 pictures of 8 × 8 in 17 greys), or MNIST (28 × 28 in 256 greys) from a
 folder of IDX files. Each class gets a density of all pixels: a mixture with full covariances in the
-first principal axes and one variance in all others; or a mixture of factor analysers. Grey values are made continuous by uniform noise of
-one step, (x + u)/levels, so that the log-likelihood is one of a proper density, and a lower bound on
-that of the grey values themselves (Theis, van den Oord and Bethge 2016); samples are rounded back.
+first principal axes and one variance in all others, or a mixture of factor analysers. Grey values are
+made continuous by uniform noise of one step, (x + u)/levels, so that the log-likelihood is one of a
+proper density, and a lower bound on that of the grey values themselves (Theis, van den Oord and Bethge
+2016); samples are rounded back.
 
     python -m benchmarks.generate_digits --out build/generate_digits
     python -m benchmarks.generate_digits --mnist data/mnist --rows 20000 --out build/generate_mnist
@@ -34,7 +35,7 @@ from gmmjax.idx import load_mnist
 
 CLASSES = 10
 FACTOR_FLOOR = 0.05
-"""Noise of factor analysers, as a share of a pixel's variance: pixels at the edge hardly vary in training."""
+"""Least noise of factor analysers, as a share of a pixel's variance: at the edge few pixels vary."""
 
 
 @dataclass(frozen=True)

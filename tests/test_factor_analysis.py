@@ -11,7 +11,6 @@ from sklearn.decomposition import PCA, FactorAnalysis
 import gmmjax
 from gmmjax.models import FactorMixture
 
-
 _em = jax.jit(lambda model, x, tol, steps: gmmjax.em(model, x, reg=1e-9, tol=tol, max_steps=steps))
 
 

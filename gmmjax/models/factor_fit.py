@@ -1,6 +1,7 @@
 """`fit_factors`: a mixture of factor analysers from data, the best of several starts."""
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def fit_factors(
     n_components: int,
     n_factors: int,
     *,
-    noise: str = "diag",
+    noise: Literal["diag", "spherical"] = "diag",
     restarts: int = 4,
     weights: ArrayLike | None = None,
     reg: ArrayLike = 1e-4,
