@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA, FactorAnalysis
 
 import gmmjax
-from gmmjax.models import FactorMixture
+from gmmjax.models import FactorMixture, fit_factors
 
 _em = jax.jit(lambda model, x, tol, steps: gmmjax.em(model, x, reg=1e-9, tol=tol, max_steps=steps))
 
@@ -169,3 +169,38 @@ def test_bad_input_has_a_status_or_an_exception():
     assert int(empty.status) == gmmjax.Status.EMPTY_COMPONENT
     assert np.isfinite(float(empty.log_likelihood))
     assert x64() == (empty.model.means.dtype == jnp.float64)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_best_of_several_starts_is_kept_and_a_weight_is_that_many_rows():
+    x, _ = low_rank(7, 90, 5, 1, k=3)
+    rng = np.random.default_rng(0)
+    w = rng.integers(1, 3, len(x))
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def one(key, rows, **options):
+        start = FactorMixture.start(key, rows, 3, 1)
+        return float(gmmjax.em(start, jnp.asarray(rows), reg=1e-4, tol=1e-9, **options).objective)
+
+    best = fit_factors(jax.random.key(0), x, 3, 1, restarts=3, tol=1e-9)
+    alone = [one(key, x) for key in keys]
+    np.testing.assert_allclose(best.objective, max(alone), rtol=1e-6)
+    weighted = fit_factors(jax.random.key(0), x, 3, 1, restarts=2, weights=w, tol=1e-10)
+    repeated = np.repeat(x, w, axis=0)
+    np.testing.assert_allclose(
+        weighted.log_likelihood, weighted.model.log_likelihood(repeated), rtol=1e-9
+    )
+
+
+def test_what_fit_factors_refuses():
+    x, _ = low_rank(0, 20, 3, 1)
+    for arguments, text in [
+        ((x, 30, 1), "n_components"),
+        ((x, 2, 4), "n_factors: expected at most the 3 features"),
+        ((np.where(np.arange(3) == 1, np.nan, x), 2, 1), "x: expected finite"),
+        ((np.ones((9, 2)), 2, 1), "x: expected rows that differ"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            fit_factors(jax.random.key(0), *arguments)
+    with pytest.raises(ValueError, match="tol"):
+        fit_factors(jax.random.key(0), x, 2, 1, tol=-1.0)
