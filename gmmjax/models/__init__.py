@@ -1,5 +1,7 @@
 """Latent-variable models other than the Gaussian mixture, on the same EM driver."""
 
 from gmmjax.models.factor_analysis import FactorMixture
+from gmmjax.models.noise import NoisyMixture, log_hypervolume
+from gmmjax.models.noise_fit import NoiseResult, fit_noise
 
-__all__ = ["FactorMixture"]
+__all__ = ["FactorMixture", "NoiseResult", "NoisyMixture", "fit_noise", "log_hypervolume"]
