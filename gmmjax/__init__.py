@@ -1,6 +1,6 @@
 """Gaussian mixtures and the EM algorithm, as pure functions on JAX."""
 
-from gmmjax import classification, datasets, families, metrics, mle
+from gmmjax import classification, datasets, families, inference, metrics, mle, models
 from gmmjax.em import EMResult, EMState, LatentVariableModel, elbo, em
 from gmmjax.fit import FitResult, fit
 from gmmjax.kmeans import KMeans, KMeansResult, kmeans
@@ -26,7 +26,9 @@ __all__ = [
     "em",
     "families",
     "fit",
+    "inference",
     "kmeans",
     "metrics",
     "mle",
+    "models",
 ]
