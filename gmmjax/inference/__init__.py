@@ -2,5 +2,14 @@
 
 from gmmjax.inference.coordinates import Parameters, coordinates
 from gmmjax.inference.information import StandardErrors, standard_errors
+from gmmjax.inference.resampling import Replicates, bootstrap, jackknife
 
-__all__ = ["Parameters", "StandardErrors", "coordinates", "standard_errors"]
+__all__ = [
+    "Parameters",
+    "Replicates",
+    "StandardErrors",
+    "bootstrap",
+    "coordinates",
+    "jackknife",
+    "standard_errors",
+]
