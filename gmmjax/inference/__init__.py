@@ -2,14 +2,27 @@
 
 from gmmjax.inference.coordinates import Parameters, coordinates
 from gmmjax.inference.information import StandardErrors, standard_errors
+from gmmjax.inference.likelihood_ratio import (
+    ComponentTests,
+    LikelihoodRatio,
+    bootstrap_lrt,
+    likelihood_ratio,
+)
+from gmmjax.inference.merging import Merging, merge_components
 from gmmjax.inference.resampling import Replicates, bootstrap, jackknife
 
 __all__ = [
+    "ComponentTests",
+    "LikelihoodRatio",
+    "Merging",
     "Parameters",
     "Replicates",
     "StandardErrors",
     "bootstrap",
+    "bootstrap_lrt",
     "coordinates",
     "jackknife",
+    "likelihood_ratio",
+    "merge_components",
     "standard_errors",
 ]
