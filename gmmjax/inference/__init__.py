@@ -1,4 +1,4 @@
-"""How far to trust a fitted mixture: standard errors, how many components, which of them are one cluster."""
+"""How far to trust a fitted mixture: standard errors, tests of k, components merged into clusters."""
 
 from gmmjax.inference.coordinates import Parameters, coordinates
 from gmmjax.inference.information import StandardErrors, standard_errors
@@ -9,9 +9,10 @@ from gmmjax.inference.likelihood_ratio import (
     likelihood_ratio,
 )
 from gmmjax.inference.merging import Merging, merge_components
-from gmmjax.inference.resampling import Replicates, bootstrap, jackknife
+from gmmjax.inference.resampling import METHODS, Replicates, bootstrap, jackknife
 
 __all__ = [
+    "METHODS",
     "ComponentTests",
     "LikelihoodRatio",
     "Merging",

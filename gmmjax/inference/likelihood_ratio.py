@@ -19,6 +19,7 @@ from gmmjax import checks, families
 from gmmjax.blocks import Blocks
 from gmmjax.em import EMResult, run
 from gmmjax.fit import FitResult, fit
+from gmmjax.frame import Frame
 from gmmjax.inference.information import check
 from gmmjax.lanes import default_batch, in_batches
 from gmmjax.mixture import GaussianMixture
@@ -185,7 +186,8 @@ def _test(
     replicates: int, lanes: int, batch: int,
 ) -> LikelihoodRatio:  # fmt: skip
     n = x.shape[0]
-    local, rows, _, restore = null.localize(x, None, None)
+    frame = Frame.of(x, None)
+    local, rows = null.into(frame), frame.enter(x)
 
     def search(at: tuple[Array, Array]) -> tuple[EMResult, EMResult, Array]:
         """Number 0 is the data, the others are samples of the null."""
@@ -203,16 +205,20 @@ def _test(
         return small, best, jnp.where(is_success(small.status), statistic, jnp.nan)
 
     numbers = jnp.arange(replicates + 1)
-    small, large, statistics = in_batches(search, (numbers, jax.random.split(key, len(numbers))), batch)
-    first_small, first_large = (restore(jax.tree.map(lambda a: a[0], r)) for r in (small, large))
+    small, large, statistics = in_batches(
+        search, (numbers, jax.random.split(key, len(numbers))), batch
+    )
     statistic, others = statistics[0], statistics[1:]
-    extreme = jnp.sum(others >= statistic)
+
+    def of_data(results: EMResult) -> GaussianMixture:
+        return jax.tree.map(lambda a: a[0], results.model).affine(frame.centre, frame.unit)
+
     return LikelihoodRatio(
-        null=first_small.model,
-        alternative=first_large.model,
+        null=of_data(small),
+        alternative=of_data(large),
         statistic=statistic,
         replicates=others,
-        p_value=(1 + extreme) / (1 + jnp.sum(~jnp.isnan(others))),
+        p_value=(1 + jnp.sum(others >= statistic)) / (1 + jnp.sum(~jnp.isnan(others))),
     )
 
 

@@ -52,7 +52,7 @@ def log_hypervolume(x: ArrayLike) -> Float[Array, ""]:
 
 @jax.jit
 def _log_hypervolume(x: Float[Array, "n d"]) -> Float[Array, ""]:
-    n, d = x.shape
+    d = x.shape[1]
     frame = Frame.of(x, None)
     x = frame.enter(x)
     _, axes = jnp.linalg.eigh(jnp.matmul(x.T, x, precision="highest"))
@@ -228,14 +228,12 @@ class _Prepared:
     def expect(
         self, x: Float[Array, "n d"], weights: Float[Array, "n"]
     ) -> tuple[NoiseMoments, Float[Array, ""]]:
-        """Moments and log-likelihood of a block: p(x) / (1 − φ₀) is the mixture's density and a constant."""
+        """Moments and log-likelihood of a block: p(x) / (1 − φ₀) is the mixture's and a constant."""
         own, log_likelihood = self.mixture.expect(
             x, weights, background=self.log_odds - self.log_volume
         )
         origin = jnp.zeros((1, x.shape[1]), x.dtype)
-        everything = moments.from_responsibilities(
-            x, weights[:, None], origin, moments.Second.DIAG
-        )
+        everything = moments.from_responsibilities(x, weights[:, None], origin, moments.Second.DIAG)
         log_rest = jax.nn.log_sigmoid(-self.log_odds)
         return NoiseMoments(own, everything), log_likelihood + jnp.sum(weights) * log_rest
 

@@ -177,7 +177,9 @@ def _starts(
     prior: Prior | None, reg: ArrayLike, log_volume: Array,
 ) -> NoisyMixture:  # fmt: skip
     """Starts of mixtures, their components narrowed and a share of the rows given to noise."""
-    models = initialization.starts(key, "mixed", lanes, batch, data, k, family, prior=prior, reg=reg)
+    models = initialization.starts(
+        key, "mixed", lanes, batch, data, k, family, prior=prior, reg=reg
+    )
     lane = jnp.arange(lanes)
     width = jnp.asarray(WIDTHS, log_volume.dtype)[lane % len(WIDTHS)]
     odds = jnp.asarray([math.log(s / (1 - s)) for s in SHARES], log_volume.dtype)
