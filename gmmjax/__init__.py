@@ -1,6 +1,15 @@
 """Gaussian mixtures and the EM algorithm, as pure functions on JAX."""
 
-from gmmjax import classification, datasets, families, generation, metrics, mle, models
+from gmmjax import (
+    classification,
+    datasets,
+    families,
+    generation,
+    inference,
+    metrics,
+    mle,
+    models,
+)
 from gmmjax.em import EMResult, EMState, LatentVariableModel, elbo, em
 from gmmjax.fit import FitResult, fit
 from gmmjax.kmeans import KMeans, KMeansResult, kmeans
@@ -27,6 +36,7 @@ __all__ = [
     "families",
     "fit",
     "generation",
+    "inference",
     "kmeans",
     "metrics",
     "mle",

@@ -44,18 +44,21 @@ class Prepared:
         x: Float[Array, "n d"] | Incomplete,
         weights: Float[Array, "n"],
         evidence: Float[Array, "n k"] | None = None,
+        background: Float[Array, ""] | None = None,
     ) -> tuple[Moments, Float[Array, ""]]:
         """Moments and log-likelihood (nats, summed with `weights`) of a block of rows.
 
         `evidence` is what else is known of each row's component, log p(y_i | z_i = j): 0 and −inf
-        where a label is certain, the log of a noise matrix where it is not.
+        where a label is certain, the log of a noise matrix where it is not. `background` is a constant
+        b: rows then have the density p(x) + eᵇ, and what the second part takes of a row is not in the
+        moments. (Not for incomplete rows: a constant has no marginal.)
         """
         if isinstance(x, Incomplete):
             return incomplete.expect(self, x, weights, evidence)
         return linalg.when(
             self.cancels,
-            lambda: by_differences(self, x, weights, evidence),
-            by_features(self, x, weights, evidence),
+            lambda: by_differences(self, x, weights, evidence, background),
+            by_features(self, x, weights, evidence, background),
         )
 
 
@@ -108,19 +111,24 @@ def by_features(
     x: Float[Array, "n d"],
     weights: Float[Array, "n"],
     evidence: Float[Array, "n k"] | None = None,
+    background: Float[Array, ""] | None = None,
 ) -> tuple[Moments, Float[Array, ""]]:
     """Two matrix products and a softmax."""
     kind = families.get(p.family).second
     xt = x.T
     phi = moments.features(xt, kind)
     log_joint = linalg.dot(p.coefficients, phi)
-    responsibilities, row_log_prob = _softmax(_with(log_joint, evidence), weights)
+    common = None
     if kind.pooled:
         # One precision for all components: −½ xᵀAx is common to them and leaves the softmax alone.
         y = p.factors.whiten(xt[None])
-        row_log_prob = row_log_prob - 0.5 * jnp.sum(y * y, axis=(0, 1))
+        common = -0.5 * jnp.sum(y * y, axis=(0, 1))
+    other = background if background is None or common is None else background - common
+    responsibilities, row_log_prob = _softmax(_with(log_joint, evidence), weights, other)
+    row_log_prob = row_log_prob if common is None else row_log_prob + common
+    counted = weights if background is None else jnp.sum(responsibilities, axis=0)
     sums = linalg.dot(responsibilities, phi.T)
-    collected = moments.from_features(sums, moments.pooled(xt, weights, kind), kind)
+    collected = moments.from_features(sums, moments.pooled(xt, counted, kind), kind)
     return collected, jnp.sum(weights * row_log_prob)
 
 
@@ -129,12 +137,13 @@ def by_differences(
     x: Float[Array, "n d"],
     weights: Float[Array, "n"],
     evidence: Float[Array, "n k"] | None = None,
+    background: Float[Array, ""] | None = None,
 ) -> tuple[Moments, Float[Array, ""]]:
     """x − μ_j first: as accurate as the dtype, whatever the shift, scale and width."""
     kind = families.get(p.family).second
     delta = x.T[None] - p.means[:, :, None]
     joint = _log_joint(p.log_weights, p.factors, delta)
-    responsibilities, row_log_prob = _softmax(_with(joint, evidence), weights)
+    responsibilities, row_log_prob = _softmax(_with(joint, evidence), weights, background)
     collected = moments.from_differences(delta, responsibilities, p.means, kind)
     return collected, jnp.sum(weights * row_log_prob)
 
@@ -162,10 +171,17 @@ def _with(log_joint: Array, evidence: Array | None) -> Array:
 
 
 def _softmax(
-    log_joint: Float[Array, "k n"], weights: Float[Array, "n"]
+    log_joint: Float[Array, "k n"], weights: Float[Array, "n"], other: Array | None
 ) -> tuple[Float[Array, "k n"], Float[Array, "n"]]:
-    """w_i r_ij and log Σ_j exp, sharing one exponential: the largest term is 1, so none overflows."""
+    """w_i r_ij and log Σ_j exp, sharing one exponential: the largest term is 1, so none overflows.
+
+    `other` is the logarithm of a further term of the sum, a number or one a row.
+    """
     largest = jnp.max(log_joint, axis=0)
+    if other is not None:
+        largest = jnp.maximum(largest, other)
     shifted = jnp.exp(log_joint - largest)
     total = jnp.sum(shifted, axis=0)
+    if other is not None:
+        total = total + jnp.exp(other - largest)
     return shifted * (weights / total), largest + jnp.log(total)

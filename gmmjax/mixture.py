@@ -262,17 +262,23 @@ class GaussianMixture:
         return self.prepare().expect(x, weights)
 
     def maximize(
-        self, sums: Moments, *, prior: Prior | None = None, reg: ArrayLike = 0.0
+        self,
+        sums: Moments,
+        *,
+        prior: Prior | None = None,
+        reg: ArrayLike = 0.0,
+        variance: Float[Array, "d"] | None = None,
     ) -> tuple["GaussianMixture", Int[Array, ""]]:
         """The M-step in closed form, and what to warn of.
 
         `reg` is a floor, as a fraction of the data's own variance in each column: Σ_j ⪰
-        reg · diag(v). A component without weight keeps its mean and covariance.
+        reg · diag(v). `variance` is v where `sums` are not those of all the data. A component without
+        weight keeps its mean and covariance.
         """
         family = families.get(self.family)
         k, d = self.means.shape
         data = moments.centre(sums)
-        floor = jnp.asarray(reg) * moments.total_variance(data)
+        floor = jnp.asarray(reg) * (moments.total_variance(data) if variance is None else variance)
         posterior = (
             data if prior is None else moments.centre(sums + prior.moments(sums.about, sums.kind))
         )
