@@ -11,10 +11,13 @@ Inside, rows are the last, contiguous axis, so that the softmax over few compone
 """
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 
+from gmmjax import blocks as blocks_
 from gmmjax import families, incomplete, linalg, moments
+from gmmjax.blocks import Blocks
 from gmmjax.incomplete import Incomplete
 from gmmjax.moments import Moments
 from gmmjax.typing import Array, Bool, Float, pytree, static
@@ -56,6 +59,20 @@ class Prepared:
             self.cancels,
             lambda: by_differences(self, x, weights, evidence),
             by_features(self, x, weights, evidence),
+        )
+
+    def collect(self, blocks: Blocks) -> tuple[Moments, Float[Array, ""]]:
+        """The sum of `expect` over all blocks, faster: one choice of form for all of them, and sums of
+        features that become moments once, at the end.
+        """
+        if isinstance(blocks.data, Incomplete):
+            return blocks_.collect(self.expect, blocks)
+        sums, log_likelihood = blocks_.collect(partial(feature_sums, self), blocks)
+        kind = families.get(self.family).second
+        return linalg.when(
+            self.cancels,
+            lambda: blocks_.collect(partial(by_differences, self), blocks),
+            (moments.from_features(*sums, kind), log_likelihood),
         )
 
 
@@ -110,6 +127,17 @@ def by_features(
     evidence: Float[Array, "n k"] | None = None,
 ) -> tuple[Moments, Float[Array, ""]]:
     """Two matrix products and a softmax."""
+    sums, log_likelihood = feature_sums(p, x, weights, evidence)
+    return moments.from_features(*sums, families.get(p.family).second), log_likelihood
+
+
+def feature_sums(
+    p: Prepared,
+    x: Float[Array, "n d"],
+    weights: Float[Array, "n"],
+    evidence: Float[Array, "n k"] | None = None,
+) -> tuple[tuple[Float[Array, "k p"], Array | None], Float[Array, ""]]:
+    """What `moments.from_features` makes moments of, and the log-likelihood."""
     kind = families.get(p.family).second
     xt = x.T
     phi = moments.features(xt, kind)
@@ -119,9 +147,8 @@ def by_features(
         # One precision for all components: −½ xᵀAx is common to them and leaves the softmax alone.
         y = p.factors.whiten(xt[None])
         row_log_prob = row_log_prob - 0.5 * jnp.sum(y * y, axis=(0, 1))
-    sums = linalg.dot(responsibilities, phi.T)
-    collected = moments.from_features(sums, moments.pooled(xt, weights, kind), kind)
-    return collected, jnp.sum(weights * row_log_prob)
+    sums = linalg.dot(responsibilities, phi.T), moments.pooled(xt, weights, kind)
+    return sums, jnp.sum(weights * row_log_prob)
 
 
 def by_differences(
