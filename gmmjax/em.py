@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gmmjax.blocks import Blocks, Compensated, split, total
+from gmmjax.blocks import Blocks, collect, split
 from gmmjax.status import Status, worst
 from gmmjax.typing import Array, ArrayLike, Float, Int, pytree
 
@@ -27,7 +27,8 @@ class LatentVariableModel(Protocol):
     """What a model brings. It is a pytree, and both methods are pure.
 
     It may also bring `prepare(self)`, whose result answers `expect` in its place: work that depends
-    on the parameters alone and is then done once a step, not once a block;
+    on the parameters alone and is then done once a step, not once a block, and which may have
+    `collect(self, blocks)`, a way of its own to add `expect` up;
     `localize(self, data, weights, prior) -> (model, data, prior, restore)`, coordinates in which its
     sums do not cancel, and the way back for an `EMResult`; and `log_prior(self, prior)`, in nats, where it
     takes a prior. `elbo` needs `log_joint(self, data)`.
@@ -103,13 +104,9 @@ class EMResult(Generic[Model]):
 def expect(model: Any, blocks: Blocks) -> tuple[Any, Float[Array, ""]]:
     """The E-step over all rows: the moments of the blocks, added up."""
     prepared = model.prepare() if hasattr(model, "prepare") else model
-
-    def one(data: Any, weights: Array) -> tuple[Any, Compensated]:
-        moments, log_likelihood = prepared.expect(data, weights)
-        return moments, Compensated(log_likelihood, jnp.zeros_like(log_likelihood))
-
-    moments, log_likelihood = total(one, blocks)
-    return moments, log_likelihood.value
+    if hasattr(prepared, "collect"):
+        return prepared.collect(blocks)
+    return collect(prepared.expect, blocks)
 
 
 def blank(model: Model, blocks: Blocks) -> EMState[Model]:

@@ -11,10 +11,13 @@ Inside, rows are the last, contiguous axis, so that the softmax over few compone
 """
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 
+from gmmjax import blocks as blocks_
 from gmmjax import families, incomplete, linalg, moments
+from gmmjax.blocks import Blocks
 from gmmjax.incomplete import Incomplete
 from gmmjax.moments import Moments
 from gmmjax.typing import Array, Bool, Float, pytree, static
@@ -59,6 +62,20 @@ class Prepared:
             self.cancels,
             lambda: by_differences(self, x, weights, evidence, background),
             by_features(self, x, weights, evidence, background),
+        )
+
+    def collect(self, blocks: Blocks) -> tuple[Moments, Float[Array, ""]]:
+        """The sum of `expect` over all blocks, faster: one choice of form for all of them, and sums of
+        features that become moments once, at the end.
+        """
+        if isinstance(blocks.data, Incomplete):
+            return blocks_.collect(self.expect, blocks)
+        sums, log_likelihood = blocks_.collect(partial(feature_sums, self), blocks)
+        kind = families.get(self.family).second
+        return linalg.when(
+            self.cancels,
+            lambda: blocks_.collect(partial(by_differences, self), blocks),
+            (moments.from_features(*sums, kind), log_likelihood),
         )
 
 
@@ -114,6 +131,18 @@ def by_features(
     background: Float[Array, ""] | None = None,
 ) -> tuple[Moments, Float[Array, ""]]:
     """Two matrix products and a softmax."""
+    sums, log_likelihood = feature_sums(p, x, weights, evidence, background)
+    return moments.from_features(*sums, families.get(p.family).second), log_likelihood
+
+
+def feature_sums(
+    p: Prepared,
+    x: Float[Array, "n d"],
+    weights: Float[Array, "n"],
+    evidence: Float[Array, "n k"] | None = None,
+    background: Float[Array, ""] | None = None,
+) -> tuple[tuple[Float[Array, "k p"], Array | None], Float[Array, ""]]:
+    """What `moments.from_features` makes moments of, and the log-likelihood."""
     kind = families.get(p.family).second
     xt = x.T
     phi = moments.features(xt, kind)
@@ -127,9 +156,8 @@ def by_features(
     responsibilities, row_log_prob = _softmax(_with(log_joint, evidence), weights, other)
     row_log_prob = row_log_prob if common is None else row_log_prob + common
     counted = weights if background is None else jnp.sum(responsibilities, axis=0)
-    sums = linalg.dot(responsibilities, phi.T)
-    collected = moments.from_features(sums, moments.pooled(xt, counted, kind), kind)
-    return collected, jnp.sum(weights * row_log_prob)
+    sums = linalg.dot(responsibilities, phi.T), moments.pooled(xt, counted, kind)
+    return sums, jnp.sum(weights * row_log_prob)
 
 
 def by_differences(
