@@ -22,6 +22,11 @@ from gmmjax.typing import Array, Bool, Float, Int, pytree
 FIRST_REACH = 4.0
 """The longest step a at first."""
 
+NEAR = 1e-3
+"""Nats per unit of weight. EM's first steps, which gain more, decide which optimum a lane comes to: on Old
+Faithful with six full components 24 of 100 lanes ended at another optimum than EM's when they too were
+extrapolated, 15 of them at a lower one; and 1 of 100 so. Steps to the end: 61,600 by EM, 16,500 and 18,900."""
+
 GROWTH = 4.0
 """What the longest step grows by when it was used and did well, and a refused one is cut by."""
 
@@ -54,15 +59,18 @@ def blank(moments: Any, objective: Float[Array, ""]) -> Memory:
     return Memory(here, here, jnp.asarray(0, jnp.int32), reach, jnp.full_like(objective, -jnp.inf))
 
 
-def propose(memory: Memory, moments: Any) -> Trial:
-    """The extrapolated point where a cycle is complete, else the point that EM itself comes to."""
+def propose(memory: Memory, moments: Any, change: Float[Array, ""]) -> Trial:
+    """The extrapolated point where a cycle is complete, else the point that EM itself comes to.
+
+    `change` is the last one of the objective, per unit of weight.
+    """
     here = _coordinates(moments)
     r = jax.tree.map(jnp.subtract, memory.latest, memory.earlier)
     v = jax.tree.map(lambda u2, u1, r: u2 - u1 - r, here, memory.latest, r)
     squares, curvature = _square(r), _square(v)
     ratio = jnp.sqrt(squares / jnp.where(curvature > 0, curvature, 1.0))
     step = jnp.clip(jnp.where(curvature > 0, ratio, 1.0), 1.0, memory.reach)
-    ready = (memory.depth >= 2) & (step > 1.0)
+    ready = (memory.depth >= 2) & (step > 1.0) & (change < NEAR)
     point = jax.tree.map(
         lambda u2, u0, r, v: jnp.where(ready, u0 + 2 * step * r + step**2 * v, u2),
         here, memory.earlier, r, v,

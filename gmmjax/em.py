@@ -237,7 +237,7 @@ def turn(
         if state.memory is None:
             after = proposed(state, start, fresh, state.moments)
         else:
-            trial = acceleration.propose(state.memory, state.moments)
+            trial = acceleration.propose(state.memory, state.moments, state.change)
             after = proposed(state, start, fresh, trial.moments)
             after = _judged(state, after, trial, fresh, blocks)
         return terminate(after, blocks, tol=tol, max_steps=max_steps)
