@@ -6,6 +6,7 @@ from gmmjax.fit import FitResult, fit
 from gmmjax.kmeans import KMeans, KMeansResult, kmeans
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
+from gmmjax.selection import SelectionResult, select
 from gmmjax.status import FitError, GmmjaxError, Status
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "KMeansResult",
     "LatentVariableModel",
     "Prior",
+    "SelectionResult",
     "Status",
     "classification",
     "datasets",
@@ -29,4 +31,5 @@ __all__ = [
     "kmeans",
     "metrics",
     "mle",
+    "select",
 ]

@@ -13,9 +13,10 @@ from gmmjax import missing as missing_
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_batch
+from gmmjax.lanes import Lanes, default_batch
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
+from gmmjax.search import search
 from gmmjax.status import FitError, Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
@@ -194,16 +195,12 @@ def _fit(
         )
     once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
     empty = blank(jax.tree.map(lambda a: a[0], models), seen, accelerate=accelerate)
-    if init == "mixed" and k > 1 and lanes >= 6:
 
-        def swapped(index: Array, best: GaussianMixture) -> GaussianMixture:
-            return initialization.swap(jax.random.fold_in(key, index), best, data)
+    def swap(key: Array, best: GaussianMixture) -> GaussianMixture:
+        return initialization.swap(key, best, data)
 
-        result, endings, best = best_of_rounds(
-            once, models, swapped, empty, batch, fresh=-(-lanes // 2), size=-(-lanes // 6)
-        )
-    else:
-        result, endings, best = best_of(once, models, empty, batch)
+    swaps = swap if init.startswith("mixed") and k > 1 else None
+    result, endings, best = search(key, once, models, swaps, empty, lanes, batch)
     result = frame.leave(result, weight)
     shift = result.log_likelihood - endings.log_likelihood[best]
     return FitResult(
