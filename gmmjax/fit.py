@@ -70,7 +70,7 @@ def fit(
       Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
-      "mixed" starts a sixth of the lanes from K-means and a third from random points; the other
+      "mixed" starts a sixth of the lanes from k-means++ seeds and a third from random points; the other
       half, in three rounds, from the best so far with one component moved to a random row.
     - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
     - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).
@@ -199,7 +199,7 @@ def _fit(
     def swap(key: Array, best: GaussianMixture) -> GaussianMixture:
         return initialization.swap(key, best, data)
 
-    swaps = swap if init.startswith("mixed") and k > 1 else None
+    swaps = swap if init == "mixed" and k > 1 else None
     result, endings, best = search(key, once, models, swaps, empty, lanes, batch)
     result = frame.leave(result, weight)
     shift = result.log_likelihood - endings.log_likelihood[best]

@@ -23,9 +23,7 @@ from gmmjax.priors import Prior
 from gmmjax.seeding import draw, kmeans_plus_plus, random_points
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key
 
-MIXTURES = {"mixed": "k-means", "mixed++": "k-means++"}
-
-METHODS = ("mixed", "mixed++", "k-means", "k-means++", "random_points", "random_responsibilities")
+METHODS = ("mixed", "k-means", "k-means++", "random_points", "random_responsibilities")
 
 
 def overall(blocks: Blocks) -> Float[Array, "d d"]:
@@ -78,18 +76,18 @@ def starts(
 ) -> GaussianMixture:
     """Starting mixtures with a leading axis of lanes, by one of `METHODS`; a key a lane.
 
-    "mixed" takes a third of the lanes from K-means and the rest from random points: either alone
-    misses optima that the other finds. `coordinates` stands for the family's `metric`. With `n_used`
+    "mixed" takes a third of the lanes from k-means++ seeds and the rest from random points: either
+    alone misses optima that the other finds. `coordinates` stands for the family's `metric`. With `n_used`
     the components from there on are masked, their weight 0.
     """
     keys = jax.random.split(key, lanes)
     table = _starters(blocks, k, family, prior, reg, coordinates, n_used)
-    if method not in MIXTURES:
+    if method != "mixed":
         return in_batches(table[method], keys, batch)
     first = -(-lanes // 3)
     parts = [
         in_batches(table[name], part, batch)
-        for name, part in ((MIXTURES[method], keys[:first]), ("random_points", keys[first:]))
+        for name, part in (("k-means++", keys[:first]), ("random_points", keys[first:]))
         if part.shape[0]
     ]
     return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)

@@ -237,7 +237,7 @@ def _fit(
         data = blocks_.split(frame.enter(x), weights, block)
         factor = initialization.overall(data)
         starts = initialization.starts(
-            key, "mixed++", lanes, batch, data, capacity, names[0], prior=None, reg=reg,
+            key, "mixed", lanes, batch, data, capacity, names[0], prior=None, reg=reg,
             coordinates=_metric(factor, names, choice), n_used=choice.n_components,
         )  # fmt: skip
         once = turn(data, prior=choice, reg=reg, tol=tol, max_steps=max_steps)
