@@ -1,10 +1,12 @@
 """SQUAREM: fewer steps to the same limit, never downhill, for any model, under vmap and in lanes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import FAMILIES, blobs, start
+from problems import blobs, start
 from test_driver import PoissonMixture
 
 import gmmjax
@@ -34,34 +36,36 @@ def two_rows(x: np.ndarray) -> gmmjax.GaussianMixture:
     return gmmjax.GaussianMixture.create([0.5, 0.5], x[:2], np.stack([covariance] * 2))
 
 
-def steps_to(limit: float, model, x, accelerate: bool) -> int:
-    """The fewest steps to within 1e-6 of the limit: the objective never falls, so bisection finds it."""
-    low, high = 1, 8192
-    while low < high:
-        middle = (low + high) // 2
-        end = gmmjax.em(model, x, tol=0.0, max_steps=middle, accelerate=accelerate)
-        low, high = (
-            (low, middle) if float(end.log_likelihood) > limit - 1e-6 else (middle + 1, high)
-        )
-    return low
+@partial(jax.jit, static_argnames="accelerate")
+def steps_to(limit, model, blocks, accelerate: bool):
+    """Turns, an E-step each, until the objective is within 1e-6 of the limit."""
+    once = turn(blocks, tol=0.0, max_steps=10_000)
+    first = once(blank(model, blocks, accelerate=accelerate), model, jnp.asarray(True))
+    end = jax.lax.while_loop(
+        lambda state: (state.objective < limit - 1e-6) & (state.status == Status.RUNNING),
+        lambda state: once(state, model, jnp.asarray(False)),
+        first,
+    )
+    return end.n_steps
 
 
 @pytest.mark.parametrize("apart", [3.0, 2.0])
 def test_a_third_of_the_steps_where_components_overlap(apart):
     x = overlapping(apart)
-    model = two_rows(x)
-    limit = float(gmmjax.em(model, x, tol=1e-14, max_steps=9000, accelerate=True).log_likelihood)
-    plain = steps_to(limit, model, x, accelerate=False)
-    assert plain > 100
-    assert steps_to(limit, model, x, accelerate=True) <= plain / 3
+    x -= x.mean(axis=0)
+    model, blocks = two_rows(x), split(jnp.asarray(x))
+    end = gmmjax.em(model, x, tol=1e-14, max_steps=2000, accelerate=True)
+    plain = int(steps_to(end.log_likelihood, model, blocks, accelerate=False))
+    assert 100 < plain < 10_000
+    assert int(steps_to(end.log_likelihood, model, blocks, accelerate=True)) <= plain / 3
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "tied-diag", "VEE", "EVE", "VEV"])
+@pytest.mark.parametrize("family", ["full", "tied", "VEE"])
 def test_the_limit_is_that_of_plain_em(family):
     x = blobs(3, 200, 2, 3, spread=1.0)
     first = gmmjax.fit(jax.random.key(0), x, 3, family=family, restarts=1, max_steps=3).model
     ends = [
-        gmmjax.em(first, x, tol=1e-12, reg=1e-7, max_steps=5000, accelerate=accelerate)
+        gmmjax.em(first, x, tol=1e-11, reg=1e-7, max_steps=3000, accelerate=accelerate)
         for accelerate in (False, True)
     ]
     plain, fast = (float(end.log_likelihood) for end in ends)
