@@ -15,6 +15,7 @@ from gmmjax.fit import FitResult, fit
 from gmmjax.kmeans import KMeans, KMeansResult, kmeans
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
+from gmmjax.selection import SelectionResult, select
 from gmmjax.status import FitError, GmmjaxError, Status
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "KMeansResult",
     "LatentVariableModel",
     "Prior",
+    "SelectionResult",
     "Status",
     "classification",
     "datasets",
@@ -41,4 +43,5 @@ __all__ = [
     "metrics",
     "mle",
     "models",
+    "select",
 ]

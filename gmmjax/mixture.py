@@ -179,6 +179,16 @@ class GaussianMixture:
         n = np.shape(x)[0]
         return -2 * self.log_likelihood(x) + self.n_parameters() * math.log(n)
 
+    def icl(self, x: ArrayLike) -> Float[Array, ""]:
+        """BIC − 2 Σ_i log max_j r_ij: smaller is better (mclust prints its negative).
+
+        The second term is what the classification costs where components overlap (Biernacki, Celeux and
+        Govaert 2000), with each row in its most probable component, as mclust has it.
+        """
+        log_joint = self.log_joint(x)
+        certainty = jnp.max(log_joint, axis=-1) - jax.nn.logsumexp(log_joint, axis=-1)
+        return self.bic(x) - 2 * jnp.sum(certainty)
+
     def aic(self, x: ArrayLike) -> Float[Array, ""]:
         """−2 ℓ + 2 p: smaller is better."""
         return -2 * self.log_likelihood(x) + 2 * self.n_parameters()

@@ -62,6 +62,27 @@ class Moments:
             self.kind,
         )
 
+    def coordinates(self) -> tuple[Float[Array, "k"], Float[Array, "k d"], Float[Array, "..."]]:
+        """Shares, means and covariances: the same content about no point, and all of one size."""
+        central = centre(self)
+        share = central.weight / jnp.sum(central.weight)
+        return share, central.mean, central.scatter / _count(central.weight, self.kind)
+
+    def at(self, coordinates: tuple[Array, Array, Array]) -> "Moments":
+        """The moments of the same number of rows with other `coordinates`."""
+        share, mean, covariance = coordinates
+        weight = share * jnp.sum(self.weight)
+        second = covariance * _count(weight, self.kind)
+        return Moments(mean, weight, jnp.zeros_like(mean), second, self.kind)
+
+
+def _count(weight: Float[Array, "k"], kind: Second) -> Array:
+    """The divisor of a scatter, 1 for a component without weight."""
+    if kind.pooled:
+        return jnp.sum(weight)
+    shape = {"full": (-1, 1, 1), "diag": (-1, 1), "trace": (-1,)}[kind.shape_kind]
+    return jnp.where(weight > 0, weight, 1.0).reshape(shape)
+
 
 @pytree
 class Central:
