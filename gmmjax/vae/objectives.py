@@ -61,9 +61,10 @@ def mean_field(
     The optimum is not E_q[p(c | z)], as VaDE has it (Falck et al. 2021).
     """
     log_joint = _with(prior.log_joint(q.uncertain()), evidence)
-    log_g = jax.nn.log_softmax(log_joint, axis=-1) if log_g is None else log_g
-    g = jnp.exp(log_g)
-    bracket = jnp.sum(g * (log_joint - log_g), axis=-1)
+    if log_g is None:
+        bracket, g = jax.nn.logsumexp(log_joint, axis=-1), jax.nn.softmax(log_joint, axis=-1)
+    else:
+        bracket, g = jnp.sum(_gain(log_g, log_joint), axis=-1), jnp.exp(log_g)
     return Terms(log_likelihood, -(bracket + q.entropy()), g)
 
 
@@ -82,7 +83,7 @@ def amortised(
     g = jnp.exp(log_g)
     each = prior.log_joint(q.uncertain())  # [n, code of c, component]
     log_joint = _with(jnp.diagonal(each, axis1=-2, axis2=-1), evidence)
-    kl = jnp.sum(g * (log_g - log_joint - q.entropy()), axis=-1)
+    kl = -jnp.sum(_gain(log_g, log_joint) + g * q.entropy(), axis=-1)
     return Terms(jnp.sum(g * log_likelihood, axis=-1), kl, g)
 
 
@@ -131,6 +132,13 @@ def importance(
     q = network.encode(x)
     z = q.sample(key)
     return network.log_prob(x, z) + prior.log_prob(z) - q.log_prob(z)
+
+
+def _gain(log_g: Array, log_joint: Array) -> Array:
+    """g (log p − log g), 0 where g is 0, in value and in gradient."""
+    used = log_g > -jnp.inf
+    inner = jnp.where(used, log_joint, 0.0) - jnp.where(used, log_g, 0.0)
+    return jnp.where(used, jnp.exp(log_g) * inner, 0.0)
 
 
 def _with(log_joint: Array, evidence: Array | None) -> Array:

@@ -88,6 +88,8 @@ class Training:
         """Raise `ValueError` or `TypeError`, naming the field, for a setting that cannot be used."""
         for name in ("pretrain_epochs", "epochs", "warm_up", "patience"):
             checks.count(getattr(self, name), name, least=0)
+        if sum(self.lengths) == 0:
+            raise ValueError("epochs: expected at least one, of pretraining or joint; got none.")
         for name in ("batch", "restarts"):
             checks.count(getattr(self, name), name)
         for name in ("learning_rate", "clip", "beta", "free_bits", "shift", "denoise", "reg"):
