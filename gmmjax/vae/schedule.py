@@ -30,8 +30,9 @@ class Training:
     - `beta`: factor of the KL term; the evaluation always has 1.
     - `warm_up`: epochs of the first stage in which the factor rises from 0.
     - `free_bits`: KL in nats a row below which it costs nothing.
-    - `shift`: pictures are moved by up to so many pixels each way, anew in each step.
-    - `denoise`: share of the features that the encoder does not see, anew in each step.
+    - `shift`: in pretraining, pictures are moved by up to so many pixels each way (rounded), anew in
+      each step. Not in the joint training: the prior is that of the rows as they are.
+    - `denoise`: in pretraining, the share of the features that the encoder does not see, anew each step.
     - `restarts`: starts of EM on the codes.
     - `reg`: floor of the prior's covariances, as a fraction of the codes' variances.
     - `patience`: epochs of joint training without a better validation ELBO after which a seed stops,
@@ -70,8 +71,8 @@ class Training:
             "warm_up": self.warm_up if stage == 0 else 0.0,
             "free_bits": self.free_bits,
             "noise": 0.0 if plain else 1.0,
-            "denoise": self.denoise,
-            "shift": self.shift,
+            "denoise": self.denoise if stage < JOINT else 0.0,
+            "shift": self.shift if stage < JOINT else 0.0,
             "reg": self.reg,
             "decay_from": 0.5 * length,
             "length": length,
