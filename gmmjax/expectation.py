@@ -21,6 +21,7 @@ from gmmjax.blocks import Blocks
 from gmmjax.incomplete import Incomplete
 from gmmjax.moments import Moments
 from gmmjax.typing import Array, Bool, Float, pytree, static
+from gmmjax.uncertain import Uncertain
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -44,7 +45,7 @@ class Prepared:
 
     def expect(
         self,
-        x: Float[Array, "n d"] | Incomplete,
+        x: Float[Array, "n d"] | Incomplete | Uncertain,
         weights: Float[Array, "n"],
         evidence: Float[Array, "n k"] | None = None,
         background: Float[Array, ""] | None = None,
@@ -58,6 +59,8 @@ class Prepared:
         """
         if isinstance(x, Incomplete):
             return incomplete.expect(self, x, weights, evidence)
+        if isinstance(x, Uncertain):
+            return by_differences(self, x.x, weights, evidence, background, x.variance)
         return linalg.when(
             self.cancels,
             lambda: by_differences(self, x, weights, evidence, background),
@@ -68,7 +71,7 @@ class Prepared:
         """The sum of `expect` over all blocks, faster: one choice of form for all of them, and sums of
         features that become moments once, at the end.
         """
-        if isinstance(blocks.data, Incomplete):
+        if isinstance(blocks.data, Incomplete | Uncertain):
             return blocks_.collect(self.expect, blocks)
         sums, log_likelihood = blocks_.collect(partial(feature_sums, self), blocks)
         kind = families.get(self.family).second
@@ -114,13 +117,18 @@ def _cancellation(
     weights = jnp.exp(log_weights)
     within = weights @ jnp.diagonal(factors.dense(k, d), axis1=-2, axis2=-1)
     variance = within + weights @ means**2
-    if precision.ndim == 3:
-        precision = jnp.diagonal(precision, axis1=-2, axis2=-1)
-    elif precision.ndim == 1:
-        precision = precision[:, None]
-    size = jnp.sum(jnp.broadcast_to(precision, (precision.shape[0], d)) * variance, axis=-1)
+    size = jnp.sum(_precision_diagonal(precision, d) * variance, axis=-1)
     used = weights > 0 if size.shape[0] == k else jnp.ones_like(size, bool)
     return jnp.finfo(means.dtype).eps * jnp.max(jnp.where(used, size, 0.0))
+
+
+def _precision_diagonal(precision: Array, d: int) -> Float[Array, "#k d"]:
+    """(Σ_j⁻¹)_aa, of a precision in the shape of the family's second moment."""
+    if precision.ndim == 3:
+        return jnp.diagonal(precision, axis1=-2, axis2=-1)
+    if precision.ndim == 1:
+        precision = precision[:, None]
+    return jnp.broadcast_to(precision, (precision.shape[0], d))
 
 
 def by_features(
@@ -166,13 +174,19 @@ def by_differences(
     weights: Float[Array, "n"],
     evidence: Float[Array, "n k"] | None = None,
     background: Float[Array, ""] | None = None,
+    variance: Float[Array, "n d"] | None = None,
 ) -> tuple[Moments, Float[Array, ""]]:
-    """x − μ_j first: as accurate as the dtype, whatever the shift, scale and width."""
+    """x − μ_j first: as accurate as the dtype, whatever the shift, scale and width.
+
+    `variance` is that of rows known up to noise, see `uncertain`.
+    """
     kind = families.get(p.family).second
     delta = x.T[None] - p.means[:, :, None]
-    joint = _log_joint(p.log_weights, p.factors, delta)
+    joint = _log_joint(p.log_weights, p.factors, delta, variance)
     responsibilities, row_log_prob = _softmax(_with(joint, evidence), weights, background)
     collected = moments.from_differences(delta, responsibilities, p.means, kind)
+    if variance is not None:
+        collected = collected + moments.noise(variance, responsibilities, p.means, kind)
     return collected, jnp.sum(weights * row_log_prob)
 
 
@@ -181,17 +195,25 @@ def log_joint(
     means: Float[Array, "k d"],
     factors: families.Covariance,
     x: Float[Array, "n d"],
+    variance: Float[Array, "n d"] | None = None,
 ) -> Float[Array, "k n"]:
-    """log φ_j + log N(x_i; μ_j, Σ_j), by differences."""
-    return _log_joint(log_weights, factors, x.T[None] - means[:, :, None])
+    """log φ_j + log N(x_i; μ_j, Σ_j), by differences; its mean over the noise of rows with noise."""
+    return _log_joint(log_weights, factors, x.T[None] - means[:, :, None], variance)
 
 
 def _log_joint(
-    log_weights: Array, factors: families.Covariance, delta: Float[Array, "k d n"]
+    log_weights: Array,
+    factors: families.Covariance,
+    delta: Float[Array, "k d n"],
+    variance: Float[Array, "n d"] | None = None,
 ) -> Float[Array, "k n"]:
     y = factors.whiten(delta)
     norm = log_weights - 0.5 * delta.shape[1] * LOG_2PI - factors.half_log_det()
-    return norm[:, None] - 0.5 * jnp.sum(y * y, axis=1)
+    joint = norm[:, None] - 0.5 * jnp.sum(y * y, axis=1)
+    if variance is None:
+        return joint
+    precision = _precision_diagonal(factors.precision(), delta.shape[1])
+    return joint - 0.5 * linalg.dot(precision, variance.T)
 
 
 def _with(log_joint: Array, evidence: Array | None) -> Array:
