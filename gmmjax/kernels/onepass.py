@@ -1,15 +1,17 @@
-"""E-step, softmax and moments in one launch, for a model whose sums fit in the registers of one program.
+"""E-step, softmax and moments in one launch: nothing of size n is written.
 
-A program keeps Σ r φ(x) of one or a few restarts in registers while it walks over its share of the rows:
-features of a tile of rows, their products with the coefficients, the softmax, the products with the
-responsibilities. Nothing of size n is written. The programs' sums are added up outside, in a fixed
-order: the same key gives the same bits.
+A program walks over its share of the rows. For a tile of them it builds features chunk by chunk, adds
+up their products with the coefficients, takes the softmax in registers, builds the chunks again, and adds
+their products with the responsibilities to sums of its own, which stay in the L2 cache: in registers
+they would leave no room for the products (at d = 64, k = 64 they are half a megabyte). The programs'
+sums are added up outside in a fixed order, so the same input gives the same bits.
 
 Features are built from x by two loads, x_a and x_b, along a table of pairs (a, b) in the order of
 `moments.features`; an index of d stands for the constant 1. So one kernel serves every family.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,35 +51,34 @@ def _kernel(
 ):  # fmt: skip
     """One program: `tile.lanes` models, every `tile.programs`-th tile of rows."""
     *coefficient_refs, weight_ref, sums_ref, log_likelihood_ref = refs
-    in_e = "high"  # the quadratic form cancels: TF32 alone shifts log-densities by 1e-2
     k = constant_ref.shape[-1]
-    chunks = [pl.ds(q, tile.features) for q in range(0, left_ref.shape[0], tile.features)]
     lanes = range(tile.lanes)
+    n_chunks = left_ref.shape[0] // tile.features
     steps = -(-n // (tile.rows * tile.programs))
     program, within = pl.program_id(0), jnp.arange(tile.rows, dtype=jnp.int32)
 
-    def features(rows: Array, chunk) -> Float[Array, "rows q"]:
-        left, right = left_ref[chunk], right_ref[chunk]
-        x_a = plgpu.load(x_ref.at[rows[:, None], left[None, :]])
-        x_b = plgpu.load(
-            x_ref.at[rows[:, None], right[None, :]], mask=(right < d)[None, :], other=1.0
-        )
+    def features(rows: Array, chunk: Any) -> Float[Array, "rows q"]:
+        left, right = left_ref[chunk][None, :], right_ref[chunk][None, :]
+        rows = rows[:, None]
+        x_a = plgpu.load(x_ref.at[rows, left], mask=rows < n, other=0.0)
+        x_b = plgpu.load(x_ref.at[rows, right], mask=(rows < n) & (right < d), other=1.0)
         return x_a * x_b
 
-    def step(i: Array, carry):
-        sums, weights, log_likelihood = carry
-        at = (i * tile.programs + program) * tile.rows + within
-        w = plgpu.load(w_ref.at[at], mask=at < n, other=0.0)
-        rows = jnp.minimum(at, n - 1)
+    def step(i: Array, carry: tuple[list[Array], list[Array]]) -> tuple[list[Array], list[Array]]:
+        weights, log_likelihood = carry
+        rows = (i * tile.programs + program) * tile.rows + within
+        w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
 
-        joint = [
-            jnp.broadcast_to(constant_ref[lane, :][None, :], (tile.rows, k)) for lane in lanes
-        ]
-        for chunk in chunks:
-            phi = parts(features(rows, chunk), in_e)
-            for lane in lanes:
-                coefficients = tuple(ref[lane, chunk, :] for ref in coefficient_refs)
-                joint[lane] = joint[lane] + product(phi, coefficients)
+        def e(c: Array, joint: list[Array]) -> list[Array]:
+            chunk = pl.ds(c * tile.features, tile.features)
+            # In three parts always: the quadratic form cancels, and TF32 alone shifts
+            # log-densities by 1e-2.
+            phi = parts(features(rows, chunk), "high")
+            coefficients = [[ref[lane, chunk, :] for ref in coefficient_refs] for lane in lanes]
+            return [j + product(phi, b) for j, b in zip(joint, coefficients, strict=True)]
+
+        joint = [jnp.broadcast_to(constant_ref[lane, :], (tile.rows, k)) for lane in lanes]
+        joint = lax.fori_loop(0, n_chunks, e, joint)
 
         responsibilities = []
         for lane in lanes:
@@ -89,24 +90,28 @@ def _kernel(
             responsibilities.append(r)
             weights[lane] = weights[lane] + jnp.sum(sum(r), axis=0)
 
-        for c, chunk in enumerate(chunks):
+        def m(c: Array, _: Array) -> Array:
+            chunk = pl.ds(c * tile.features, tile.features)
             phi = tuple(part.T for part in parts(features(rows, chunk), precision))
-            for lane in lanes:
-                sums[lane][c] = sums[lane][c] + product(phi, responsibilities[lane])
-        return sums, weights, log_likelihood
+            for lane, r in zip(lanes, responsibilities, strict=True):
+                at = sums_ref.at[jnp.int32(lane), chunk, :]
+                before = plgpu.load(at, mask=jnp.broadcast_to(i > 0, at.shape), other=0.0)
+                # Each tile's product begins at 0 and is added in float32: a tensor core's own
+                # running sum drops what it cannot hold, which over many rows is a bias.
+                plgpu.store(at, before + product(phi, r))
+            return _
 
-    zero = jnp.zeros
+        lax.fori_loop(0, n_chunks, m, jnp.int32(0))
+        return weights, log_likelihood
+
     begin = (
-        [[zero((tile.features, k), jnp.float32) for _ in chunks] for _ in lanes],
-        [zero(k, jnp.float32) for _ in lanes],
-        [zero(tile.rows, jnp.float32) for _ in lanes],
+        [jnp.zeros(k, jnp.float32) for _ in lanes],
+        [jnp.zeros(tile.rows, jnp.float32) for _ in lanes],
     )
-    sums, weights, log_likelihood = lax.fori_loop(0, steps, step, begin)
+    weights, log_likelihood = lax.fori_loop(0, steps, step, begin)
     for lane in lanes:
         weight_ref[lane, :] = weights[lane]
         log_likelihood_ref[lane] = jnp.sum(log_likelihood[lane])
-        for c, chunk in enumerate(chunks):
-            sums_ref[lane, chunk, :] = sums[lane][c]
 
 
 @partial(jax.jit, static_argnames=("kind", "tile", "precision", "interpret"))
