@@ -10,6 +10,8 @@ Features are built from x by two loads, x_a and x_b, along a table of pairs (a, 
 `moments.features`; an index of d stands for the constant 1. So one kernel serves every family.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -186,3 +188,33 @@ def sums(
         )
     weight = jnp.sum(weight, axis=0)[:lanes, :k, None]
     return jnp.concatenate([weight, total], axis=-1), jnp.sum(log_likelihood, axis=0)[:lanes]
+
+
+def for_one(
+    kind: Second, tile: Tile, precision: str, interpret: bool
+) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+    """The same for one model, which under `vmap` over models takes up the axis as lanes.
+
+    Lanes over the same rows share their features; problems of their own rows become one launch too, by
+    Pallas' own batching.
+    """
+    options = {"kind": kind, "precision": precision, "interpret": interpret}
+
+    def alone(coefficients: Array, x: Array, weights: Array) -> tuple[Array, Array]:
+        total, log_likelihood = sums(
+            coefficients[None], x, weights, tile=replace(tile, lanes=1), **options
+        )
+        return total[0], log_likelihood[0]
+
+    one = jax.custom_batching.custom_vmap(alone)
+
+    @one.def_vmap
+    def over_lanes(size: int, batched: list[bool], coefficients: Array, x: Array, weights: Array):
+        if batched[1] or batched[2]:
+            axes = tuple(0 if b else None for b in batched)
+            out = jax.vmap(alone, axes, axis_size=size)(coefficients, x, weights)
+        else:
+            out = sums(coefficients, x, weights, tile=tile, **options)
+        return out, (True, True)
+
+    return one

@@ -1,7 +1,8 @@
 """Tile sizes of every kernel, in one table.
 
 Separate from the kernels because they are a matter of the machine and not of the mathematics:
-`python -m benchmarks gpu --tune` measures candidates on the GPU at hand and prints rows for this table.
+`python -m benchmarks gpu --tune CASE` measures candidates on the GPU at hand. None of these rows has been
+measured yet: they were chosen by what Triton and ptxas say of registers, spills and shared memory.
 """
 
 from dataclasses import dataclass, replace
@@ -27,12 +28,26 @@ class Tile:
 
 
 TABLE: dict[str, list[tuple[int, Tile]]] = {
-    # kernel: [(largest size, tile), …] in rising order; `size` is what `of` is given.
-    "unrolled": [(1 << 30, Tile(rows=128))],
-    "onepass": [(1 << 30, Tile(rows=128, warps=8))],
-    "twopass": [(1 << 30, Tile(rows=128, warps=8))],
-    "triangular": [(1 << 30, Tile(rows=128, warps=8))],
-    "nearest": [(1 << 30, Tile(rows=128, warps=8))],
+    # kernel: [(largest size, tile), …] in rising order; what "size" means stands beside each.
+    "unrolled": [(1 << 30, Tile(rows=128))],  # any
+    # components, padded: lanes so that a product has 128 columns
+    "onepass": [
+        (16, Tile(rows=128, features=64, lanes=4, warps=8)),
+        (32, Tile(rows=128, features=64, lanes=2, warps=8)),
+        (64, Tile(rows=128, features=64, warps=8)),
+        (128, Tile(rows=64, features=64, warps=8)),
+    ],
+    # features, padded, times the parts of a product: shared memory holds rows and components of so many
+    "twopass": [
+        (64, Tile(rows=128, components=64, warps=8)),
+        (128, Tile(rows=128, components=32, warps=8)),
+        (256, Tile(rows=64, components=32, warps=8, stages=1)),
+    ],
+    "nearest": [
+        (64, Tile(rows=128, components=64, warps=8)),
+        (128, Tile(rows=128, components=64, warps=8)),
+        (256, Tile(rows=64, components=64, warps=8, stages=1)),
+    ],
 }
 
 

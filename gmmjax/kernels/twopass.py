@@ -105,14 +105,15 @@ def _natural(
     constant, linear, square = coefficients[:, 0], coefficients[:, 1 : d + 1], coefficients[:, d + 1 :]
     if precision == "high":
         return constant, linear, square
-    linear_r, square_r = to_tf32(linear), to_tf32(square)
-    times = d // square.shape[1]  # a spherical −½A stands for all d columns
-    change = 0.5 * times * jnp.sum(jnp.log(square_r / square), axis=1)
+    # A spherical −½A enters no product of matrices, and stays as it is.
+    linear_r, square_r = to_tf32(linear), to_tf32(square) if square.shape[1] == d else square
+    change = 0.5 * jnp.sum(jnp.log(square_r / square), axis=1)
 
     def size(b: Array, a: Array) -> Array:
         return jnp.sum(b * b / a, axis=1) / 4  # −½ μᵀAμ
 
-    return constant + change + size(linear_r, square_r) - size(linear, square), linear_r, square_r
+    constant = constant + change + size(linear_r, square_r) - size(linear, square)
+    return constant, linear_r, square_r
 
 
 @partial(jax.jit, static_argnames=("kind", "tile", "precision", "interpret"))
