@@ -85,7 +85,9 @@ def ours(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: s
         if kernel == "xla":
             return em.expect(model, blocks.split(rows, weights, 2**14))
         if case.family == "k-means":
-            *found, inertia = kernels.assign(model.centers, rows, weights, room=8, precision=precision)
+            *found, inertia = kernels.assign(
+                model.centers, rows, weights, room=8, precision=precision
+            )
             return Assignment(*found), -inertia
         return kernels.expect(model.prepare(), rows, weights, precision=precision)
 
@@ -156,7 +158,9 @@ def torch_blocked(case: Case, x: np.ndarray, means: np.ndarray, precision: str) 
 def torchgmm(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
     """torchgmm's trainer, a fixed number of epochs; its own initialisation is not timed."""
     _need("torchgmm")
-    raise Skip("its trainer takes no given start for one timed step: run its own script beside this one")
+    raise Skip(
+        "its trainer takes no given start for one timed step: run its own script beside this one"
+    )
 
 
 def pomegranate(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
@@ -214,7 +218,9 @@ def gmmx(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
 def gmm_gpu(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
     """gmm-gpu fits batches of problems."""
     _need("gmm_gpu")
-    raise Skip("its fit draws its own start and cannot be cut to one step: run its own script beside this one")
+    raise Skip(
+        "its fit draws its own start and cannot be cut to one step: run its own script beside this one"
+    )
 
 
 def flash_kmeans(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
@@ -328,7 +334,9 @@ def bench(name: str, repeats: int, peak: float) -> list[dict]:
         error = (-value if case.family == "k-means" else value) - truth
         error = error / abs(truth) if case.family == "k-means" else error
         share = useful(case) / (ms * 1e-3) / 1e12 / peak
-        rows.append({"case": name, "contender": label, "ms": ms, "bar": bar, "error": error, "share": share})
+        rows.append(
+            {"case": name, "contender": label, "ms": ms, "bar": bar, "error": error, "share": share}
+        )
         print(
             f"{name}  {label:<22} {ms:9.3f} ms  bar {bar or '-':>5}  error {error:+.1e}  "
             f"{share:5.1%} of {peak:.0f} TF/s",
@@ -358,7 +366,7 @@ def tune(name: str, repeats: int) -> None:
 
             jax.clear_caches()
             run = ours(case, x, means, "pallas", "high")
-            (ms, value), = timed({"": run}, repeats).values()
+            ((ms, value),) = timed({"": run}, repeats).values()
             results.append((ms, abs(abs(value) - abs(truth)), changes))
         except Skip:
             pass
@@ -389,7 +397,11 @@ def main() -> int:
     results = [row for c in arguments.case or CASES for row in bench(c, arguments.repeats, peak)]
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"device": jax.devices()[0].device_kind, "tf32": peak, "rows": results}, file, indent=1)
+            json.dump(
+                {"device": jax.devices()[0].device_kind, "tf32": peak, "rows": results},
+                file,
+                indent=1,
+            )
     return 0
 
 

@@ -42,6 +42,7 @@ class Prepared:
     coefficients: Float[Array, "k p"]  # of log φ_j N(x; μ_j, Σ_j) on the features of x
     cancels: Bool[Array, ""]  # whether the features would lose too many digits
     family: str = static()
+    kernel: str = static(default="")  # the precision of a fused kernel; "" for plain XLA
 
     def expect(
         self,
@@ -61,17 +62,23 @@ class Prepared:
             return incomplete.expect(self, x, weights, evidence)
         if isinstance(x, Uncertain):
             return by_differences(self, x.x, weights, evidence, background, x.variance)
+        if self.kernel and evidence is None and background is None:
+            from gmmjax import kernels
+
+            fast = kernels.expect(self, x, weights, precision=self.kernel)
+        else:
+            fast = by_features(self, x, weights, evidence, background)
         return linalg.when(
             self.cancels,
             lambda: by_differences(self, x, weights, evidence, background),
-            by_features(self, x, weights, evidence, background),
+            fast,
         )
 
     def collect(self, blocks: Blocks) -> tuple[Moments, Float[Array, ""]]:
         """The sum of `expect` over all blocks, faster: one choice of form for all of them, and sums of
         features that become moments once, at the end.
         """
-        if isinstance(blocks.data, Incomplete | Uncertain):
+        if self.kernel or isinstance(blocks.data, Incomplete | Uncertain):
             return blocks_.collect(self.expect, blocks)
         sums, log_likelihood = blocks_.collect(partial(feature_sums, self), blocks)
         kind = families.get(self.family).second

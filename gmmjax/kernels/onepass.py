@@ -22,7 +22,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gmmjax import moments
 from gmmjax.kernels.arithmetic import LOWEST, parts, power_of_two, product
 from gmmjax.kernels.tiles import Tile
 from gmmjax.moments import Second
@@ -155,7 +154,9 @@ def sums(
     p = len(left) + extra
     split = parts(rest, "high")
 
-    whole = [pl.BlockSpec(a.shape, lambda i, g, rank=a.ndim: (0,) * rank) for a in (x, weights, *table)]
+    whole = [
+        pl.BlockSpec(a.shape, lambda i, g, rank=a.ndim: (0,) * rank) for a in (x, weights, *table)
+    ]
     of_lane = pl.BlockSpec((tile.lanes, p, width), lambda i, g: (g, 0, 0))
     out = jax.ShapeDtypeStruct
     programs = tile.programs

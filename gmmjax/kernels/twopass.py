@@ -102,7 +102,11 @@ def _natural(
     coefficients: Float[Array, "k p"], d: int, precision: str
 ) -> tuple[Array, Array, Array]:
     """Constant, Aμ and −½A; rounded, with the constant of the rounded model, for "tf32"."""
-    constant, linear, square = coefficients[:, 0], coefficients[:, 1 : d + 1], coefficients[:, d + 1 :]
+    constant, linear, square = (
+        coefficients[:, 0],
+        coefficients[:, 1 : d + 1],
+        coefficients[:, d + 1 :],
+    )
     if precision == "high":
         return constant, linear, square
     # A spherical −½A enters no product of matrices, and stays as it is.
@@ -172,7 +176,9 @@ def sums(
         out_specs=[
             pl.BlockSpec((None, kt), lambda j, i: (i, j)),
             pl.BlockSpec((None, kt, width), lambda j, i: (i, j, 0)),
-            pl.BlockSpec((None, kt, *second_shape), lambda j, i: (i, j, 0)[: 2 + len(second_shape)]),
+            pl.BlockSpec(
+                (None, kt, *second_shape), lambda j, i: (i, j, 0)[: 2 + len(second_shape)]
+            ),
         ],
         out_shape=[
             out((tile.programs, padded), jnp.float32),

@@ -99,7 +99,9 @@ def sums(
     """Σ_i w_i r_ij φ(x_i) and the log-likelihood; under `vmap`, one launch for all problems."""
     k, p = coefficients.shape
     n, d = x.shape
-    whole = [pl.BlockSpec(a.shape, lambda i, r=a.ndim: (0,) * r) for a in (x, weights, coefficients)]
+    whole = [
+        pl.BlockSpec(a.shape, lambda i, r=a.ndim: (0,) * r) for a in (x, weights, coefficients)
+    ]
     out = pl.pallas_call(
         partial(_kernel, n=n, d=d, k=k, kind=kind, tile=tile),
         grid=(tile.programs,),
