@@ -1,4 +1,4 @@
-"""The Pallas kernels: in interpret mode against float64, lowered for CUDA, and on a GPU where there is one."""
+"""The Pallas kernels: interpreted against float64, lowered for CUDA, and on a GPU where there is one."""
 
 import dataclasses
 import subprocess

@@ -129,7 +129,7 @@ def assign(
     from gmmjax.kernels import nearest, tiles
 
     _check_precision(precision)
-    k, d = centers.shape
+    d = centers.shape[1]
     if x.dtype != jnp.float32 or d > 128:
         raise ValueError(
             f"kernel: expected float32 rows of at most 128 features; got {x.dtype}, {d}. Use "

@@ -28,7 +28,7 @@ def parts(a: Float[Array, "..."], precision: str) -> tuple[Array, ...]:
 
 
 def product(a: tuple[Array, ...], b: tuple[Array, ...]) -> Float[Array, "m n"]:
-    """Σ of the products of parts, the smallest first; that of two small parts is below float32's rounding."""
+    """Σ of the products of parts, the smallest first; small times small is below float32's rounding."""
     pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if i + j < max(len(a), len(b))]
     terms = [_dot(a[i], b[j]) for i, j in sorted(pairs, key=lambda p: -sum(p))]
     total = terms[0]
@@ -43,5 +43,5 @@ def _dot(a: Float[Array, "m p"], b: Float[Array, "p n"]) -> Float[Array, "m n"]:
 
 
 def power_of_two(n: int, least: int = 16) -> int:
-    """The smallest power of two that is at least n. Triton's tiles have such sides, 16 at least in a product."""
+    """The least power of two from n on. Triton's tiles have such sides, 16 at least in a product."""
     return max(least, 1 << (n - 1).bit_length())
