@@ -75,7 +75,9 @@ def _kernel(
             # In three parts always: the quadratic form cancels, and TF32 alone shifts
             # log-densities by 1e-2.
             phi = parts(features(rows, chunk), "high")
-            coefficients = [[ref[lane, chunk, :] for ref in coefficient_refs] for lane in lanes]
+            coefficients = [
+                tuple(ref[lane, chunk, :] for ref in coefficient_refs) for lane in lanes
+            ]
             return [j + product(phi, b) for j, b in zip(joint, coefficients, strict=True)]
 
         joint = [jnp.broadcast_to(constant_ref[lane, :], (tile.rows, k)) for lane in lanes]

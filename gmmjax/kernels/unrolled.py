@@ -71,7 +71,9 @@ def _kernel(x_ref, w_ref, coefficient_ref, out_ref, *, n, d, k, kind, tile):
             for value in joint[row][1:]:
                 largest = jnp.maximum(largest, value)
             shifted = [jnp.exp(value - largest) for value in joint[row]]
-            total = sum(shifted[1:], shifted[0])
+            total = shifted[0]
+            for value in shifted[1:]:
+                total = total + value
             carry[-1] = carry[-1] + ws[row] * (largest + jnp.log(total))
             scale = ws[row] / total
             for j in range(k):
