@@ -1,8 +1,9 @@
 """One EM or Lloyd step on a GPU, cases A to I, against plain XLA, a blocked torch baseline and the peers.
 
 Every rival is an adapter that skips with a reason where it cannot run. Each is timed warm and blocked,
-over several steps from the same parameters, in turn with the others; the table has medians, the
-error of the mean log-likelihood (or the relative error of the inertia) against float64, and the share of the machine's limit: a large TF32 product measured in the same run.
+over several steps from the same parameters, in turn with the others. The table has medians, the error
+of the mean log-likelihood (or the relative error of the inertia) against float64, and the share of the
+machine's limit: a large TF32 product measured in the same run.
 """
 
 import argparse

@@ -56,8 +56,9 @@ def _kernel(x_ref, w_ref, coefficient_ref, out_ref, *, n, d, k, kind, tile):
     def step(i: Array, carry: list[Array]) -> list[Array]:
         start = (i * tile.programs + program) * 2 * tile.rows
         # Two rows a thread: a coefficient is loaded once for both.
-        phis, ws = zip(load(start), load(start + tile.rows), strict=True)
-        joint = [[], []]
+        both = [load(start), load(start + tile.rows)]
+        phis, ws = [phi for phi, _ in both], [w for _, w in both]
+        joint: list[list[Array]] = [[], []]
         for j in range(k):
             coefficients = [coefficient_ref[j, q] for q in range(p)]
             for row in range(2):
