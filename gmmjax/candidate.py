@@ -51,7 +51,11 @@ class Candidate:
     ) -> tuple["Candidate", Int[Array, ""]]:
         """The M-step of the family chosen; masked components do not count as emptied ones."""
         model, status = lax.switch(
-            prior.family, [_step(name, self.names[0]) for name in self.names], self.mixture, sums, reg
+            prior.family,
+            [_step(name, self.names[0]) for name in self.names],
+            self.mixture,
+            sums,
+            reg,
         )
         used = among(prior.n_components, self.mixture.n_components)
         empty = jnp.any(used & ~(sums.weight > jnp.finfo(sums.weight.dtype).tiny))
