@@ -1,9 +1,9 @@
 """A mixture whose number of components and covariance family are data, not structure.
 
-One compiled program then fits a whole grid of both. Components from k on are masked: their weight is 0, so
-that they take part in nothing, and the M-step is a `lax.switch` among the families that store their
-covariances alike (the 14 fall into 6 such groups). Separate from the mixture, because a mixture that is handed
-out has exactly its own components.
+One compiled program then fits a whole grid of both. Components from k on are masked: their weight is
+0, so that they take part in nothing, and the M-step is a `lax.switch` among the families that store
+their covariances alike (the 14 fall into 6 such groups). Separate from the mixture, because a mixture
+that is handed out has exactly its own components.
 """
 
 import dataclasses
