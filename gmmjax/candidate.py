@@ -1,9 +1,9 @@
 """A mixture whose number of components and covariance family are data, not structure.
 
-One compiled program then fits a whole grid of both. Components from k on are masked: their weight is 0, so
-that they take part in nothing, and the M-step is a `lax.switch` among the families that store their
-covariances alike (the 14 fall into 6 such groups). Separate from the mixture, because a mixture that is handed
-out has exactly its own components.
+One compiled program then fits a whole grid of both. Components from k on are masked: their weight is
+0, so that they take part in nothing, and the M-step is a `lax.switch` among the families that store
+their covariances alike (the 14 fall into 6 such groups). Separate from the mixture, because a mixture
+that is handed out has exactly its own components.
 """
 
 import dataclasses
@@ -51,7 +51,11 @@ class Candidate:
     ) -> tuple["Candidate", Int[Array, ""]]:
         """The M-step of the family chosen; masked components do not count as emptied ones."""
         model, status = lax.switch(
-            prior.family, [_step(name, self.names[0]) for name in self.names], self.mixture, sums, reg
+            prior.family,
+            [_step(name, self.names[0]) for name in self.names],
+            self.mixture,
+            sums,
+            reg,
         )
         used = among(prior.n_components, self.mixture.n_components)
         empty = jnp.any(used & ~(sums.weight > jnp.finfo(sums.weight.dtype).tiny))

@@ -224,9 +224,7 @@ def turn(
     A state with a memory (`blank`) takes accelerated steps.
     """
 
-    def proposed(
-        state: EMState[Model], start: Model, fresh: Array, moments: Any
-    ) -> EMState[Model]:
+    def proposed(state: EMState[Model], start: Model, fresh: Array, moments: Any) -> EMState[Model]:
         model, warning = state.model.maximize(moments, prior=prior, reg=reg)
         return enter(state, _where(fresh, start, model), warning, fresh, blocks, prior=prior)
 

@@ -13,7 +13,7 @@ from gmmjax import missing as missing_
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, default_batch
+from gmmjax.lanes import Lanes, default_batch, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.search import search
@@ -66,8 +66,8 @@ def fit(
     - `x`: data [n, d], finite; or with NaN for missing values, see `missing`.
     - `n_components`: k ≥ 1, at most the number of rows.
     - `family`: "full", "tied", "diag" or "spherical" (`families.names()`).
-    - `restarts`: how many starts; `None` for `default_restarts`, 96 on small data and fewer on large.
-      Given models or labels, as many as are given.
+    - `restarts`: how many starts; `None` for `lanes.default_restarts`, 144 on small data and fewer on
+      large. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
       "mixed" starts a sixth of the lanes from k-means++ seeds and a third from random points; the other
@@ -160,11 +160,6 @@ def fit(
             f"({summarize(result.lanes.status)})",
         )
     return result
-
-
-def default_restarts(n: int, k: int, d: int) -> int:
-    """How many starts where the caller does not say: 96, but no fewer than 4 on data that take long."""
-    return max(4, min(96, 2**28 // (n * k * d * d)))
 
 
 @partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "block", "batch", "accelerate"))

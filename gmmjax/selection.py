@@ -1,8 +1,8 @@
 """`select`: how many components, and of which covariance family, by BIC, ICL, AIC or cross-validation.
 
-The whole grid is fitted by one compiled program for each group of families that store their covariances alike
-(`candidate`): the number of components and the family are data there, and the components beyond a cell's
-own are masked. On Old Faithful, 14 families × k = 1 to 9, that is 6 programs and not 126.
+The whole grid is fitted by one compiled program for each group of families that store their
+covariances alike (`candidate`): the number of components and the family are data there, and the
+components beyond a cell's own are masked. On Old Faithful, 14 families × k = 1 to 9, that is 6 programs and not 126.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ from gmmjax._optional import optional_import
 from gmmjax.candidate import Candidate, Choice, extract, groups
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, default_batch
+from gmmjax.lanes import Lanes, default_batch, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.search import search
 from gmmjax.status import FitError, Status, is_success
@@ -119,7 +119,7 @@ def select(
     families: str | Iterable[str] | None = None,
     criterion: str = "bic",
     *,
-    restarts: int = 48,
+    restarts: int | None = None,
     folds: int = 5,
     reg: ArrayLike = 1e-7,
     tol: ArrayLike = 1e-8,
@@ -139,7 +139,7 @@ def select(
       of one dimension.
     - `criterion`, smaller is better: "bic", "icl", "aic" (mclust prints the negatives of the first two),
       or "cv": minus twice the log-likelihood of rows held out, each fold fitted without them.
-    - `restarts`: starts of each cell, as in `fit`.
+    - `restarts`: starts of each cell; `None` for as many as `fit` takes for the largest.
     - `folds`: of "cv"; rows are dealt to them at random.
     - `reg`, `tol`, `max_steps`, `block`, `accelerate`: as in `fit`.
     - `progress`: a bar on stderr (needs `tqdm`, of the extra `cli`).
@@ -167,11 +167,12 @@ def select(
             f"n_components: expected at most the number of distinct rows of x; got {ks[-1]} for "
             f"{distinct} distinct rows. Use a smaller range, or more data."
         )
-    lanes = checks.count(restarts, "restarts")
+    n, d = x.shape
+    given = default_restarts(n, ks[-1], d) if restarts is None else restarts
+    lanes = checks.count(given, "restarts")
     for value, label in ((reg, "reg"), (tol, "tol"), (max_steps, "max_steps")):
         checks.nonnegative(value, label)
     block = blocks_.DEFAULT_BLOCK if block is None else checks.count(block, "block")
-    n, d = x.shape
     splits = None
     if criterion == "cv":
         folds = checks.count(folds, "folds", least=2)
@@ -208,7 +209,9 @@ def select(
     cells = tuple(found[k, name] for name in names for k in ks)
     result = SelectionResult(criterion, cells)
     if throw and not any(cell.usable for cell in cells):
-        raise FitError(result.best.status, f"select: no cell ended with a finite model. {result.message}")
+        raise FitError(
+            result.best.status, f"select: no cell ended with a finite model. {result.message}"
+        )
     return result
 
 
@@ -224,9 +227,7 @@ class _Fitted:
     lanes: Lanes
 
 
-@partial(
-    jax.jit, static_argnames=("names", "capacity", "lanes", "block", "batch", "accelerate")
-)
+@partial(jax.jit, static_argnames=("names", "capacity", "lanes", "block", "batch", "accelerate"))
 def _fit(
     key: Array, x: Array, w: Array, splits: Array | None, choice: Choice,
     reg: Array, tol: Array, max_steps: Array, *,
