@@ -27,7 +27,11 @@ QUICK = Training(pretrain_epochs=2, epochs=1, batch=128, shift=0.6, restarts=2)
 
 def scores(y: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Accuracy one-to-one, NMI and ARI, in percent."""
-    measures = (metrics.matched_accuracy, metrics.normalized_mutual_information, metrics.adjusted_rand)
+    measures = (
+        metrics.matched_accuracy,
+        metrics.normalized_mutual_information,
+        metrics.adjusted_rand,
+    )
     return np.array([100 * float(measure(y, np.asarray(labels))) for measure in measures])
 
 
@@ -77,7 +81,9 @@ def baselines(x: np.ndarray, y: np.ndarray, seeds: int, restarts: int) -> list[s
     ]
     return [
         line("K-means, transductive", np.array([scores(y, c) for c in centres])),
-        line("PCA + mixture, transductive", np.array([scores(y, m.predict(codes)) for m in mixtures])),
+        line(
+            "PCA + mixture, transductive", np.array([scores(y, m.predict(codes)) for m in mixtures])
+        ),
     ]
 
 
@@ -103,7 +109,9 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     parts = {"transductive": (x[train], y[train]), "held-out": (x[test], y[test])}
     lines, every = table_of(result, parts)
     lines += baselines(x[train], y[train], min(seeds, 5), 2 if options.quick else 10)
-    print(f"digits 8 × 8: {len(train)} rows trained on, {len(test)} held out; {seeds} seeds in one program")
+    print(
+        f"digits 8 × 8: {len(train)} rows trained on, {len(test)} held out; {seeds} seeds in one program"
+    )
     print("\n| | ACC | NMI | ARI |\n|---|---|---|---|")
     print("\n".join(lines))
     for name, value in every.items():

@@ -70,7 +70,9 @@ def test_the_chosen_seed_is_the_one_with_the_best_validation_elbo(trained):
     assert int(trained.best) == int(jnp.argmax(trained.elbo))
     np.testing.assert_array_equal(trained.elbo, trained.history.elbo[-1])
     chosen = jax.tree.leaves(trained.model.prior)
-    np.testing.assert_array_equal(chosen[0], jax.tree.leaves(trained.seed(int(trained.best)).prior)[0])
+    np.testing.assert_array_equal(
+        chosen[0], jax.tree.leaves(trained.seed(int(trained.best)).prior)[0]
+    )
     assert trained.stage.tolist() == [0] * 6 + [2] * 4
 
 
@@ -100,7 +102,9 @@ def test_use(trained):
 
 def test_the_likelihood_grows_with_the_importance_samples_and_is_above_the_elbo(trained):
     x, _ = rows()
-    few, many = (float(jnp.mean(trained.model.log_likelihood(jax.random.key(2), x, s))) for s in (1, 200))
+    few, many = (
+        float(jnp.mean(trained.model.log_likelihood(jax.random.key(2), x, s))) for s in (1, 200)
+    )
     assert few < many
     assert float(trained.elbo[trained.best]) < many + 1.0  # other rows, hence the margin
 
@@ -275,7 +279,8 @@ import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
 from test_vae import SHORT, SMALL, rows
 from gmmjax.vae import fit_gmvae
-fit_gmvae(jax.random.key(5), rows()[0], 3, training=SHORT, checkpoint={folder!r}, checkpoint_every=1, **SMALL)
+options = dict(training=SHORT, checkpoint={folder!r}, checkpoint_every=1)
+fit_gmvae(jax.random.key(5), rows()[0], 3, **options, **SMALL)
 """
 
 
@@ -360,7 +365,11 @@ def test_a_checkpoint_cut_short_is_refused_and_the_older_one_is_whole(saved, tmp
         ({"n_components": 0}, ValueError, "n_components: expected at least 1"),
         ({"n_components": 500}, ValueError, "n_components: expected at most"),
         ({"training": Training(batch=10_000)}, ValueError, "batch: expected at most the"),
-        ({"training": Training(epochs=0, pretrain_epochs=0)}, ValueError, "epochs: expected at least"),
+        (
+            {"training": Training(epochs=0, pretrain_epochs=0)},
+            ValueError,
+            "epochs: expected at least",
+        ),
         ({"training": Training(prior_update="sgd")}, ValueError, "prior_update: expected one of"),  # type: ignore[arg-type]
         ({"training": Training(prior_rate=2.0)}, ValueError, "prior_rate: expected a step size"),
         ({"training": Training(learning_rate=-1.0)}, ValueError, "learning_rate: expected one"),

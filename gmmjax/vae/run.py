@@ -134,9 +134,7 @@ def _record(
     )
 
 
-def _begin(
-    progress: Progress, data: Data, settings: Training, plan: Plan, stage: int
-) -> Progress:
+def _begin(progress: Progress, data: Data, settings: Training, plan: Plan, stage: int) -> Progress:
     """The first state of a stage, from the last of the one before."""
     states = progress.states
     if stage == JOINT:
@@ -169,7 +167,9 @@ def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) ->
         else:
             start = fit_semi_supervised(key, codes.x, data.labels, k, **options).model
         if data.labels is None:
-            start = em(start, codes, prior=conjugate, reg=settings.reg, tol=1e-5, max_steps=100).model
+            start = em(
+                start, codes, prior=conjugate, reg=settings.reg, tol=1e-5, max_steps=100
+            ).model
         priors.append(start)
         conjugates.append(conjugate)
     prior = jax.tree.map(lambda *a: jnp.stack(a), *priors)
@@ -178,7 +178,9 @@ def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) ->
     return dataclasses.replace(
         progress,
         states=states,
-        conjugates=jax.tree.map(lambda *a: jnp.stack(a), *conjugates) if settings.map_prior else None,
+        conjugates=jax.tree.map(lambda *a: jnp.stack(a), *conjugates)
+        if settings.map_prior
+        else None,
     )
 
 

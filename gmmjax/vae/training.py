@@ -116,9 +116,7 @@ def step(
     def loss(params: Any, log_scale: Array, parameters: GaussianMixture) -> tuple[Array, Any]:
         moving = dataclasses.replace(network, params=params, log_scale=log_scale)
         prior = prior_.bound(parameters) if by_gradient else state.prior
-        terms, codes = bound(
-            plan.objective, moving, prior, key_z, x, seen, evidence, rates.noise
-        )
+        terms, codes = bound(plan.objective, moving, prior, key_z, x, seen, evidence, rates.noise)
         # Free bits on the mean of the batch: a draw's own KL is too noisy to be cut off.
         kl = jnp.maximum(jnp.mean(terms.kl), rates.free_bits)
         warm = jnp.minimum((state.epoch + 1) / jnp.maximum(rates.warm_up, 1.0), 1.0)
