@@ -221,9 +221,10 @@ class Autoencoder:
         cls, key: Key[Array, ""], architecture: Architecture, likelihood: Likelihood, x: Array
     ) -> "Autoencoder":
         """Networks with random weights; the decoder's bias and the scale are those of the mean of x."""
-        graph, params = nnx.split(_Pair(architecture, nnx.Rngs(key)), nnx.Param)
+        pair = _Pair(architecture, nnx.Rngs(key))
         bias, log_scale = likelihood.start(x)
-        params["decoder"]["bias"] = params["decoder"]["bias"].replace(bias)
+        pair.decoder.bias = nnx.Param(bias)
+        graph, params = nnx.split(pair, nnx.Param)
         return cls(params, log_scale, graph, likelihood, architecture)
 
     def encode(self, x: Float[Array, "n features"]) -> Posterior:

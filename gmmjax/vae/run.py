@@ -21,7 +21,7 @@ from gmmjax.em import em
 from gmmjax.fit import fit
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
-from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
+from gmmjax.typing import Array, Float, Int, Key, pytree
 from gmmjax.vae import training
 from gmmjax.vae.checkpoint import Checkpoints
 from gmmjax.vae.evaluation import Summary, evaluate_each, moments_of_codes
@@ -113,9 +113,14 @@ def run(
 
 @jax.jit
 def _record(
-    progress: Progress, states: TrainState, summary: Summary, joint: ArrayLike, patience: ArrayLike
+    progress: Progress,
+    states: TrainState,
+    summary: Summary,
+    joint: bool | Array,
+    patience: int | Array,
 ) -> Progress:
     """The epoch's figures, the best model so far, and which seeds stop (never, where `patience` is 0)."""
+    joint = jnp.asarray(joint)
     better = joint & (summary.elbo > progress.best_elbo) & ~states.stopped
     since = jnp.where(better | ~joint, 0, progress.since + 1)
 
