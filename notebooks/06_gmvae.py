@@ -35,12 +35,13 @@ plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.ri
 # %%
 pictures, y = load_digits(return_X_y=True)
 x = pictures.reshape(-1, 8, 8) / 16
-settings = Training(pretrain_epochs=200, epochs=15, shift=0.6, restarts=48)
-seeds = 5
+settings = Training(pretrain_epochs=150, epochs=10, shift=0.6, restarts=16, prior_update="epoch")
+seeds = 3
 if QUICK:
     settings = Training(pretrain_epochs=15, epochs=2, shift=0.6, restarts=4)
     seeds = 2
-result = fit_gmvae(jax.random.key(0), x, 10, seeds=seeds, training=settings, y=y)
+sizes = {"latent": 16, "family": "VEV", "seeds": seeds}
+result = fit_gmvae(jax.random.key(0), x, 10, training=settings, y=y, **sizes)
 model = result.model
 found = [100 * float(metrics.matched_accuracy(y, np.asarray(m.predict(x)))) for m in result.seeds()]
 print("accuracy of each seed, one-to-one:", np.round(found, 1), "chosen:", int(result.best))
@@ -104,7 +105,7 @@ plt.show()
 
 # %%
 heavy = dataclasses.replace(settings, beta=8.0, pretrain_epochs=10 if QUICK else 60, epochs=2)
-collapsed = fit_gmvae(jax.random.key(0), x, 10, seeds=seeds, training=heavy).history
+collapsed = fit_gmvae(jax.random.key(0), x, 10, training=heavy, **sizes).history
 print(
     f"active units: {h.active_units[-1].tolist()} and, at beta = 8, {collapsed.active_units[-1].tolist()}"
 )
@@ -120,7 +121,7 @@ assert float(collapsed.kl[-1].mean()) < float(h.kl[-1].mean())
 few = np.full(len(y), -1)
 for digit in range(10):
     few[np.flatnonzero(y == digit)[:5]] = digit
-helped = fit_gmvae(jax.random.key(0), x, 10, seeds=seeds, training=settings, y=few, supervise=True)
+helped = fit_gmvae(jax.random.key(0), x, 10, training=settings, y=few, supervise=True, **sizes)
 rest = few < 0
 accuracy = np.mean(np.asarray(helped.model.predict(x))[rest] == y[rest])
 print(f"accuracy on the rows without label, 5 labels a class: {100 * accuracy:.1f} %")

@@ -39,7 +39,8 @@ greys, y = pictures[order], y[order]
 x = ((greys + np.random.default_rng(1).random(greys.shape)) / 17).astype(np.float32)
 train_x, train_y, test_x, test_y = x[:1400], y[:1400], x[1400:], y[1400:]
 starts = 2 if QUICK else 20
-stages = {"pretrain_epochs": 15 if QUICK else 200, "restarts": starts, "shift": 0.6}
+stages = {"pretrain_epochs": 15 if QUICK else 150, "restarts": min(starts, 16), "shift": 0.6}
+sizes = {"shape": (8, 8), "latent": 16}
 
 
 def timed(fn):
