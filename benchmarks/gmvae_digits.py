@@ -1,10 +1,14 @@
-"""Clustering scikit-learn's digits by a Gaussian-mixture VAE: ten seeds at once, no labels in any choice.
+"""Clustering scikit-learn's digits by a Gaussian-mixture VAE: ten seeds at once.
 
 Protocol: K = 10, one-to-one accuracy (Hungarian), NMI and ARI; the mean over the seeds is the headline.
 *Transductive* scores the rows that were trained on; *held-out* scores a fifth that was not.
-The prior's covariances share one shape and have their own volumes and axes (VEV): beside full ones it was
-5 points of accuracy better on the codes of these few rows. The row "chosen" is the seed with the best ELBO on a tenth of the training rows. K-means on the
-pixels and a mixture in principal axes stand beside it.
+The row "chosen" is the seed with the best ELBO on a tenth of the training rows. K-means on the pixels and
+a mixture in principal axes stand beside it.
+
+Within a run no label takes part. The settings did see labels: some thirty variants (the family of the
+prior, the latent dimension, shifts, the length of pretraining) were compared by accuracy on these
+digits with key 0, so other keys are the fairer test of seeds, and none is one of the data. The
+prior's covariances share one shape (VEV): better than full ones on two of three sets of codes.
 
     python -m benchmarks.gmvae_digits
     python -m benchmarks.gmvae_digits --quick
@@ -96,12 +100,13 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--key", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="train on all rows: transductive only")
     parser.add_argument("--quick", action="store_true", help="two seeds, three epochs: a check")
     options = parser.parse_args(arguments)
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     order = np.random.default_rng(0).permutation(len(x))
-    test, train = order[:360], order[360:]
+    test, train = (order[:0], order) if options.all else (order[:360], order[360:])
     seeds = 2 if options.quick else options.seeds
     begin = time.perf_counter()
     result = fit_gmvae(
@@ -110,7 +115,9 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     )  # fmt: skip
     jax.block_until_ready(result.elbo)
     seconds = time.perf_counter() - begin
-    parts = {"transductive": (x[train], y[train]), "held-out": (x[test], y[test])}
+    parts = {"transductive": (x[train], y[train])}
+    if len(test):
+        parts["held-out"] = (x[test], y[test])
     lines, every = table_of(result, parts)
     lines += baselines(x[train], y[train], min(seeds, 5), 2 if options.quick else 10)
     print(

@@ -70,14 +70,14 @@ fits = {
     ),
     "autoencoder": timed(
         lambda: fit_gmvae(
-            key, train_x, 10, shape=(8, 8),
+            key, train_x, 10, **sizes,
             training=Training(pretrain="autoencoder", epochs=0, **stages),
         )
     ),
     "GMVAE": timed(
         lambda: fit_gmvae(
-            key, train_x, 10, shape=(8, 8), seeds=1 if QUICK else 5, y=train_y,
-            training=Training(epochs=2 if QUICK else 15, **stages),
+            key, train_x, 10, family="VEV", seeds=1 if QUICK else 5, y=train_y, **sizes,
+            training=Training(epochs=2 if QUICK else 10, prior_update="epoch", **stages),
         )
     ),
 }  # fmt: skip

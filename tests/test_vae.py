@@ -122,13 +122,16 @@ def test_a_row_is_the_same_in_any_company(trained):
     )
 
 
-def test_the_calibrated_sigma_is_the_error_of_the_reconstruction(trained):
+def test_the_calibrated_sigma_comes_to_the_error_of_a_fixed_reconstruction():
+    """With the networks held still, 180 steps leave (1 − 0.02)^180 = 3 % of the way to go."""
     x, _ = rows()
-    q = trained.model.posterior(x)
-    z = q.sample(jax.random.key(3))
-    error = float(jnp.sqrt(jnp.mean((trained.model.decode(z) - x) ** 2)))
-    # An average over the last some 50 steps, hence the margin.
-    np.testing.assert_allclose(jnp.exp(trained.model.network.log_scale[0]), error, rtol=0.25)
+    still = dataclasses.replace(SHORT, learning_rate=0.0, epochs=0)
+    model = fit_gmvae(jax.random.key(0), x, 3, training=still, **SMALL).model
+    z = model.posterior(np.tile(x, (20, 1))).sample(jax.random.key(3))
+    error = float(jnp.sqrt(jnp.mean((model.decode(z) - np.tile(x, (20, 1))) ** 2)))
+    start = float(x.std())
+    assert abs(error / start - 1) > 0.1  # it had a way to go
+    np.testing.assert_allclose(jnp.exp(model.network.log_scale[0]), error, rtol=0.05)
 
 
 def test_no_failure_goes_unseen(trained):
