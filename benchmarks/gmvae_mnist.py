@@ -13,6 +13,7 @@ knows nothing of the model. The PyTorch loop is left out, with the reason, where
 
 import argparse
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def generation(result: GMVAEResult, pictures: Pictures, rows: int) -> float:
     return float(np.mean(judge.predict(np.asarray(samples).reshape(2000, -1)) == names[c]))
 
 
-def torch_epoch(x: np.ndarray, hidden: list[int], latent: int, batch: int, seeds: int) -> float | None:
+def torch_epoch(
+    x: np.ndarray, hidden: list[int], latent: int, batch: int, seeds: int
+) -> float | None:
     """Seconds an epoch of a plain PyTorch loop: the same nets, batch, optimiser and data on the device."""
     try:
         import torch
@@ -69,7 +72,7 @@ def torch_epoch(x: np.ndarray, hidden: list[int], latent: int, batch: int, seeds
     widths = [data.shape[1], *hidden]
 
     def dense(sizes: list[int]) -> list:
-        return [m for i, o in zip(sizes, sizes[1:], strict=False)
+        return [m for i, o in itertools.pairwise(sizes)
                 for m in (torch.nn.Linear(i, o), torch.nn.ReLU())]  # fmt: skip
 
     def one_epoch(parts: tuple) -> None:
@@ -89,7 +92,7 @@ def torch_epoch(x: np.ndarray, hidden: list[int], latent: int, batch: int, seeds
     for _ in range(seeds):
         encoder = torch.nn.Sequential(*dense(widths)).to(device)
         heads = torch.nn.Linear(hidden[-1], 2 * latent).to(device)
-        back = dense([latent, *reversed(hidden)]) + [torch.nn.Linear(hidden[0], data.shape[1])]
+        back = [*dense([latent, *reversed(hidden)]), torch.nn.Linear(hidden[0], data.shape[1])]
         decoder = torch.nn.Sequential(*back).to(device)
         parameters = [p for m in (encoder, heads, decoder) for p in m.parameters()]
         optimizer = torch.optim.Adam(parameters, 1e-3, fused=device == "cuda")
@@ -122,7 +125,9 @@ def our_epoch(x: np.ndarray, options: argparse.Namespace, seeds: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data/mnist"), help="a folder of IDX files")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/mnist"), help="a folder of IDX files"
+    )
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, nargs=2, default=[100, 30], help="pretraining, joint")
@@ -132,7 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shift", type=float, default=1.0)
     parser.add_argument("--restarts", type=int, default=24)
     parser.add_argument("--importance", type=int, default=5000)
-    parser.add_argument("--only", choices=("clustering", "purity", "likelihood", "speed"), nargs="+")
+    parser.add_argument(
+        "--only", choices=("clustering", "purity", "likelihood", "speed"), nargs="+"
+    )
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args(arguments)
     wanted = options.only or ["clustering", "purity", "likelihood", "speed"]
@@ -147,13 +154,23 @@ def main(arguments: list[str] | None = None) -> None:
         print(line("GMVAE", every))
         print(line("GMVAE, chosen by ELBO", every[[int(result.best)]]))
         if len(every) > 2:
-            print(f"correlation of ELBO and accuracy: {np.corrcoef(result.elbo, every[:, 0])[0, 1]:+.2f}")
-        print(f"generation by cluster, classifier's accuracy: {generation(result, pictures, options.rows):.3f}")
+            print(
+                f"correlation of ELBO and accuracy: {np.corrcoef(result.elbo, every[:, 0])[0, 1]:+.2f}"
+            )
+        print(
+            "generation by cluster, classifier's accuracy: "
+            f"{generation(result, pictures, options.rows):.3f}"
+        )
         print(f"{seconds:.0f} s for the training of all seeds")
     if "purity" in wanted:
         result, _ = train(1, pictures, options, 30, "normal", options.seeds)
-        purity = [100 * float(metrics.purity(test_y, np.asarray(m.predict(test_x)))) for m in result.seeds()]
-        print(f"K = 30, held-out purity: {np.mean(purity):.1f} ± {np.std(purity, ddof=1) if len(purity) > 1 else 0:.1f}")
+        purity = [
+            100 * float(metrics.purity(test_y, np.asarray(m.predict(test_x))))
+            for m in result.seeds()
+        ]
+        print(
+            f"K = 30, held-out purity: {np.mean(purity):.1f}, from {min(purity):.1f} to {max(purity):.1f}"
+        )
     if "likelihood" in wanted:
         result, _ = train(2, pictures, changed(options, latent=40), 10, "bernoulli", 1)
         binary = jax.random.bernoulli(jax.random.key(3), jnp.asarray(test_x)).astype(jnp.float32)

@@ -12,7 +12,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gmmjax import checks, conditioning, expectation, families, incomplete, missing, moments
 from gmmjax.conditioning import Dims, Regression

@@ -48,7 +48,9 @@ def test_the_density_is_the_mean_over_the_noise(family):
         np.testing.assert_allclose(found[:, j], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["full", "tied", "diag", "tied-diag", "spherical", "tied-spherical"])
+@pytest.mark.parametrize(
+    "family", ["full", "tied", "diag", "tied-diag", "spherical", "tied-spherical"]
+)
 def test_the_moments_are_those_of_points_with_that_mean_and_spread(family):
     """2d points m ± √d s_a e_a have mean m and covariance diag(s²)."""
     x, variance = noisy(n=20)
@@ -85,11 +87,13 @@ def test_em_never_falls_and_keeps_the_noise_in_the_spread(family):
 
 
 def test_without_noise_they_are_plain_rows():
-    x, variance = noisy()
+    x, _ = noisy()
     model = start(0, x, 3, "full")
     rows = Uncertain(jnp.asarray(x), jnp.zeros(x.shape))
     np.testing.assert_allclose(model.log_prob(rows), model.log_prob(x), rtol=1e-12)
-    ends = [gmmjax.em(model, data, tol=0, max_steps=3).log_likelihood for data in (rows, jnp.asarray(x))]
+    ends = [
+        gmmjax.em(model, data, tol=0, max_steps=3).log_likelihood for data in (rows, jnp.asarray(x))
+    ]
     np.testing.assert_allclose(*ends, rtol=1e-10)
 
 

@@ -33,7 +33,8 @@ from gmmjax.vae.training import shifted
 pytestmark = pytest.mark.own_dtype
 
 SMALL = {"latent": 2, "hidden": (16,), "seeds": 2}
-SHORT = Training(pretrain_epochs=6, epochs=4, batch=40, restarts=2, learning_rate=5e-3)
+FAST = Training(pretrain_epochs=6, epochs=4, batch=40, restarts=2, learning_rate=1e-2)
+SHORT = dataclasses.replace(FAST, pretrain_epochs=60, epochs=10)
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +71,14 @@ def test_the_chosen_seed_is_the_one_with_the_best_validation_elbo(trained):
     assert int(trained.best) == int(jnp.argmax(trained.elbo))
     np.testing.assert_array_equal(trained.elbo, trained.history.elbo[-1])
     chosen = jax.tree.leaves(trained.model.prior)
-    np.testing.assert_array_equal(chosen[0], jax.tree.leaves(trained.seed(int(trained.best)).prior)[0])
-    assert trained.stage.tolist() == [0] * 6 + [2] * 4
+    np.testing.assert_array_equal(
+        chosen[0], jax.tree.leaves(trained.seed(int(trained.best)).prior)[0]
+    )
+    assert trained.stage.tolist() == [0] * 60 + [2] * 10
 
 
 def test_the_elbo_rises(trained):
-    assert bool(jnp.all(trained.history.elbo[5] > trained.history.elbo[0] + 1))
+    assert bool(jnp.all(trained.history.elbo[59] > trained.history.elbo[0] + 1))
     assert bool(jnp.all(trained.history.elbo[-1] > trained.history.elbo[0] + 1))
 
 
@@ -100,7 +103,9 @@ def test_use(trained):
 
 def test_the_likelihood_grows_with_the_importance_samples_and_is_above_the_elbo(trained):
     x, _ = rows()
-    few, many = (float(jnp.mean(trained.model.log_likelihood(jax.random.key(2), x, s))) for s in (1, 200))
+    few, many = (
+        float(jnp.mean(trained.model.log_likelihood(jax.random.key(2), x, s))) for s in (1, 200)
+    )
     assert few < many
     assert float(trained.elbo[trained.best]) < many + 1.0  # other rows, hence the margin
 
@@ -117,13 +122,16 @@ def test_a_row_is_the_same_in_any_company(trained):
     )
 
 
-def test_the_calibrated_sigma_is_the_error_of_the_reconstruction(trained):
+def test_the_calibrated_sigma_comes_to_the_error_of_a_fixed_reconstruction():
+    """With the networks held still, 180 steps leave (1 − 0.02)^180 = 3 % of the way to go."""
     x, _ = rows()
-    q = trained.model.posterior(x)
-    z = q.sample(jax.random.key(3))
-    error = float(jnp.sqrt(jnp.mean((trained.model.decode(z) - x) ** 2)))
-    # An average over the last some 50 steps, hence the margin.
-    np.testing.assert_allclose(jnp.exp(trained.model.network.log_scale[0]), error, rtol=0.25)
+    still = dataclasses.replace(SHORT, learning_rate=0.0, epochs=0)
+    model = fit_gmvae(jax.random.key(0), x, 3, training=still, **SMALL).model
+    z = model.posterior(np.tile(x, (20, 1))).sample(jax.random.key(3))
+    error = float(jnp.sqrt(jnp.mean((model.decode(z) - np.tile(x, (20, 1))) ** 2)))
+    start = float(x.std())
+    assert abs(error / start - 1) > 0.1  # it had a way to go
+    np.testing.assert_allclose(jnp.exp(model.network.log_scale[0]), error, rtol=0.05)
 
 
 def test_no_failure_goes_unseen(trained):
@@ -153,7 +161,7 @@ def test_every_objective_and_update(objective, update, family):
     assert float(metrics.matched_accuracy(y, np.asarray(result.model.predict(x)))) > 0.9
     assert float(jnp.sum(result.model.prior.weights)) == pytest.approx(1, abs=1e-5)
     # An autoencoder's last fifth is a VAE: the noise of its codes has been trained.
-    assert result.stage.tolist()[:6] == [0] * 4 + [1] * 2
+    assert result.stage.tolist()[:60] == [0] * 48 + [1] * 12
     log_variance = result.model.posterior(x).log_variance
     assert float(jnp.std(log_variance)) > 0
 
@@ -273,9 +281,10 @@ def test_pictures_move_by_whole_pixels_and_bring_in_zeros():
 RUN = """
 import sys, jax, numpy as np
 sys.path.insert(0, {tests!r})
-from test_vae import SHORT, SMALL, rows
+from test_vae import FAST, SMALL, rows
 from gmmjax.vae import fit_gmvae
-fit_gmvae(jax.random.key(5), rows()[0], 3, training=SHORT, checkpoint={folder!r}, checkpoint_every=1, **SMALL)
+options = dict(training=FAST, checkpoint={folder!r}, checkpoint_every=1)
+fit_gmvae(jax.random.key(5), rows()[0], 3, **options, **SMALL)
 """
 
 
@@ -293,7 +302,7 @@ def test_a_run_that_was_killed_ends_bit_for_bit_as_one_that_was_not(tmp_path):
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    options = {"training": SHORT, **SMALL}
+    options = {"training": FAST, **SMALL}
     resumed = fit_gmvae(jax.random.key(5), x, 3, checkpoint=folder, checkpoint_every=4, **options)
     whole = fit_gmvae(jax.random.key(5), x, 3, **options)
     assert resumed.history.elbo.shape == (10, 2)
@@ -305,7 +314,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "run"
     with jax.enable_x64(False):
         fit_gmvae(
-            jax.random.key(0), rows()[0], 3, training=SHORT, checkpoint=folder, checkpoint_every=5,
+            jax.random.key(0), rows()[0], 3, training=FAST, checkpoint=folder, checkpoint_every=5,
             **SMALL,
         )  # fmt: skip
     return folder
@@ -314,7 +323,7 @@ def saved(tmp_path_factory):
 def test_a_checkpoint_of_another_architecture_is_refused(saved):
     with pytest.raises(CheckpointError, match=r"architecture is .*hidden=\(16,\).*another folder"):
         fit_gmvae(
-            jax.random.key(0), rows()[0], 3, training=SHORT, checkpoint=saved,
+            jax.random.key(0), rows()[0], 3, training=FAST, checkpoint=saved,
             **{**SMALL, "hidden": (8,)},
         )  # fmt: skip
 
@@ -327,12 +336,12 @@ def test_a_checkpoint_cut_short_is_refused_and_the_older_one_is_whole(saved, tmp
     files = [p for p in (folder / "10" / "arrays").rglob("*") if p.is_file() and p.stat().st_size]
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    options = {"training": SHORT, "checkpoint": folder, **SMALL}
+    options = {"training": FAST, "checkpoint": folder, **SMALL}
     with pytest.raises(CheckpointError, match=r"10: damaged or cut short.*go on from epoch 5"):
         fit_gmvae(jax.random.key(0), rows()[0], 3, **options)
     shutil.rmtree(folder / "10")
     again = fit_gmvae(jax.random.key(0), rows()[0], 3, **options)
-    whole = fit_gmvae(jax.random.key(0), rows()[0], 3, training=SHORT, **SMALL)
+    whole = fit_gmvae(jax.random.key(0), rows()[0], 3, training=FAST, **SMALL)
     np.testing.assert_array_equal(again.elbo, whole.elbo)
 
 
@@ -360,7 +369,11 @@ def test_a_checkpoint_cut_short_is_refused_and_the_older_one_is_whole(saved, tmp
         ({"n_components": 0}, ValueError, "n_components: expected at least 1"),
         ({"n_components": 500}, ValueError, "n_components: expected at most"),
         ({"training": Training(batch=10_000)}, ValueError, "batch: expected at most the"),
-        ({"training": Training(epochs=0, pretrain_epochs=0)}, ValueError, "epochs: expected at least"),
+        (
+            {"training": Training(epochs=0, pretrain_epochs=0)},
+            ValueError,
+            "epochs: expected at least",
+        ),
         ({"training": Training(prior_update="sgd")}, ValueError, "prior_update: expected one of"),  # type: ignore[arg-type]
         ({"training": Training(prior_rate=2.0)}, ValueError, "prior_rate: expected a step size"),
         ({"training": Training(learning_rate=-1.0)}, ValueError, "learning_rate: expected one"),
@@ -372,7 +385,7 @@ def test_a_checkpoint_cut_short_is_refused_and_the_older_one_is_whole(saved, tmp
     ],
 )
 def test_bad_input(change, error, text):
-    arguments = {"x": rows()[0], "n_components": 3, "training": SHORT, **SMALL, **change}
+    arguments = {"x": rows()[0], "n_components": 3, "training": FAST, **SMALL, **change}
     x, k = arguments.pop("x"), arguments.pop("n_components")
     with pytest.raises(error, match=text):
         fit_gmvae(jax.random.key(0), x, k, **arguments)

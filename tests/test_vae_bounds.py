@@ -7,7 +7,15 @@ import pytest
 from scipy.stats import norm
 
 import gmmjax
-from gmmjax.vae import Bernoulli, DiscretizedLogistic, Normal, Posterior, amortised, mean_field, structured
+from gmmjax.vae import (
+    Bernoulli,
+    DiscretizedLogistic,
+    Normal,
+    Posterior,
+    amortised,
+    mean_field,
+    structured,
+)
 
 pytestmark = pytest.mark.own_dtype
 
@@ -29,7 +37,11 @@ def prior() -> gmmjax.GaussianMixture:
 def codes(seed: int = 0, n: int = 4) -> tuple[np.ndarray, np.ndarray, Posterior]:
     rng = np.random.default_rng(seed)
     mean, scale = rng.normal(size=n), rng.uniform(0.2, 1.0, n)
-    return mean, scale, Posterior(jnp.asarray(mean)[:, None], 2 * jnp.log(jnp.asarray(scale))[:, None])
+    return (
+        mean,
+        scale,
+        Posterior(jnp.asarray(mean)[:, None], 2 * jnp.log(jnp.asarray(scale))[:, None]),
+    )
 
 
 def log_likelihood(z: np.ndarray) -> np.ndarray:
@@ -44,7 +56,9 @@ def log_joint(z: np.ndarray) -> np.ndarray:
 
 
 def log_evidence() -> float:
-    return float(np.log(np.sum(np.exp(log_likelihood(GRID)) * np.exp(log_joint(GRID)).sum(0)) * STEP))
+    return float(
+        np.log(np.sum(np.exp(log_likelihood(GRID)) * np.exp(log_joint(GRID)).sum(0)) * STEP)
+    )
 
 
 def over_q(values: np.ndarray, mean: float, scale: float) -> float:
@@ -104,7 +118,9 @@ def test_from_tight_to_loose():
     g = np.asarray(exact.responsibilities)
     log_posterior = log_joint(GRID) - np.logaddexp.reduce(log_joint(GRID), axis=0)
     gaps = [
-        over_q(np.sum(g[i][:, None] * (np.log(g[i])[:, None] - log_posterior), 0), mean[i], scale[i])
+        over_q(
+            np.sum(g[i][:, None] * (np.log(g[i])[:, None] - log_posterior), 0), mean[i], scale[i]
+        )
         for i in range(4)
     ]
     np.testing.assert_allclose(upper - np.asarray(exact.elbo), gaps, rtol=1e-6)
@@ -113,7 +129,9 @@ def test_from_tight_to_loose():
         other = np.random.default_rng(seed).dirichlet(np.ones(3), 4)
         assert np.all(mean_field(prior(), q, ll, log_g=jnp.log(other)).elbo <= exact.elbo)
     # VaDE's choice, E_q[p(c | z)], is not the optimum.
-    vade = np.array([[over_q(np.exp(p), mean[i], scale[i]) for p in log_posterior] for i in range(4)])
+    vade = np.array(
+        [[over_q(np.exp(p), mean[i], scale[i]) for p in log_posterior] for i in range(4)]
+    )
     assert np.all(mean_field(prior(), q, ll, log_g=jnp.log(vade)).elbo < exact.elbo)
 
 
@@ -129,12 +147,15 @@ def test_amortised_with_one_code_for_all_clusters_is_mean_field():
 def test_amortised_with_codes_of_their_own_is_its_integral():
     rng = np.random.default_rng(3)
     mean, scale, g = rng.normal(size=3), rng.uniform(0.2, 1, 3), rng.dirichlet(np.ones(3))
-    q = Posterior(jnp.asarray(mean).reshape(1, 3, 1), 2 * jnp.log(jnp.asarray(scale)).reshape(1, 3, 1))
+    q = Posterior(
+        jnp.asarray(mean).reshape(1, 3, 1), 2 * jnp.log(jnp.asarray(scale)).reshape(1, 3, 1)
+    )
     ll = [over_q(log_likelihood(GRID), mean[c], scale[c]) for c in range(3)]
     found = amortised(prior(), jnp.log(g)[None], q, jnp.asarray(ll)[None])
     joint = log_joint(GRID) + log_likelihood(GRID)
     expected = sum(
-        g[c] * over_q(joint[c] - norm.logpdf(GRID, mean[c], scale[c]) - np.log(g[c]), mean[c], scale[c])
+        g[c]
+        * over_q(joint[c] - norm.logpdf(GRID, mean[c], scale[c]) - np.log(g[c]), mean[c], scale[c])
         for c in range(3)
     )
     np.testing.assert_allclose(found.elbo, [expected], rtol=1e-8)
@@ -190,7 +211,9 @@ def test_normal_and_bernoulli_against_scipy():
     rng = np.random.default_rng(0)
     x, out = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
     log_scale = rng.normal(size=3)
-    found = Normal(per_feature=True).log_prob(jnp.asarray(out), jnp.asarray(log_scale), jnp.asarray(x))
+    found = Normal(per_feature=True).log_prob(
+        jnp.asarray(out), jnp.asarray(log_scale), jnp.asarray(x)
+    )
     np.testing.assert_allclose(found, norm.logpdf(x, out, np.exp(log_scale)).sum(1), rtol=1e-12)
     bits = (x > 0).astype(float)
     p = 1 / (1 + np.exp(-out))

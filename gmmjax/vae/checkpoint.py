@@ -63,7 +63,9 @@ class Checkpoints:
                 number, args=ocp.args.Composite(about=ocp.args.JsonRestore())
             )["about"]
         except Exception as error:  # Orbax has no class of its own for a damaged file
-            raise CheckpointError(f"{path}: damaged or cut short ({_first(error)}). {remedy}") from None
+            raise CheckpointError(
+                f"{path}: damaged or cut short ({_first(error)}). {remedy}"
+            ) from None
         if about != self.about:
             names = sorted(
                 name
@@ -71,7 +73,8 @@ class Checkpoints:
                 if about.get(name) != self.about.get(name)
             )
             told = "; ".join(
-                f"{name} is {about.get(name)!r} there and {self.about.get(name)!r} here" for name in names
+                f"{name} is {about.get(name)!r} there and {self.about.get(name)!r} here"
+                for name in names
             )
             raise CheckpointError(
                 f"{path}: of another run: {told}. Give the settings of that run, or another folder."
@@ -85,7 +88,9 @@ class Checkpoints:
                 number, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
             )["arrays"]
         except Exception as error:
-            raise CheckpointError(f"{path}: damaged or cut short ({_first(error)}). {remedy}") from None
+            raise CheckpointError(
+                f"{path}: damaged or cut short ({_first(error)}). {remedy}"
+            ) from None
         return _rebuilt(template, arrays)
 
     def close(self) -> None:

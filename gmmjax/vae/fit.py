@@ -139,7 +139,10 @@ def fit_gmvae(
     data = Data(rows, held_out, known, _evidence(known, k, rows.dtype), key_fit, key_eval)
     augment = training.shift > 0 or training.denoise > 0
     plan = Plan(objective, training.prior_update, training.batch, augment)
-    options: dict[str, Any] = {"every": checks.count(checkpoint_every, "checkpoint_every"), "bar": progress}
+    options: dict[str, Any] = {
+        "every": checks.count(checkpoint_every, "checkpoint_every"),
+        "bar": progress,
+    }
     if checkpoint is None:
         end = run(start, data, training, plan, **options)
     else:
@@ -159,9 +162,7 @@ def fit_gmvae(
 def _result(
     end: Progress, data: Data, settings: Training, plan: Plan, x: Array, labels: Array | None
 ) -> GMVAEResult:
-    network, prior = (
-        end.best if settings.patience else (end.states.network, end.states.prior)
-    )
+    network, prior = end.best if settings.patience else (end.states.network, end.states.prior)
     models = GMVAE(network, prior, plan.objective)
     done = int(end.done)
     elbo = end.best_elbo if settings.patience else end.history.elbo[done - 1]
@@ -187,7 +188,12 @@ def _result(
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _states(
-    keys: Array, rows: Array, architecture: Architecture, likelihood: Likelihood, k: int, family: str
+    keys: Array,
+    rows: Array,
+    architecture: Architecture,
+    likelihood: Likelihood,
+    k: int,
+    family: str,
 ) -> TrainState:
     """The start of every seed: random networks and a standard normal prior."""
 
@@ -235,7 +241,11 @@ def _evidence(labels: Array | None, k: int, dtype: Any) -> Array | None:
 
 
 def _split(
-    key: Array, x: Array, validation: float | ArrayLike, shape: tuple[int, ...], likelihood: Likelihood
+    key: Array,
+    x: Array,
+    validation: float | ArrayLike,
+    shape: tuple[int, ...],
+    likelihood: Likelihood,
 ) -> tuple[np.ndarray, Array]:
     """Which rows are trained on, and the rows held out."""
     n = len(x)

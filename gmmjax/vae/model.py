@@ -117,7 +117,9 @@ class GMVAE:
                 f"{np.asarray(names).tolist()}. Use more components, or other labels."
             )
         log_weights = jax.nn.log_softmax(jnp.where(chosen, self.prior.log_weights, -jnp.inf))
-        return self._sample(key, dataclasses.replace(self.prior, log_weights=log_weights), n, mean)[0]
+        return self._sample(key, dataclasses.replace(self.prior, log_weights=log_weights), n, mean)[
+            0
+        ]
 
     def interpolate(self, a: int, b: int, n: int = 8) -> Float[Array, "n *shape"]:
         """E[x | z] on the straight line from the mean of cluster a to that of cluster b."""

@@ -7,6 +7,7 @@ batch normalisation): a row's code is the same in any company.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -119,7 +120,7 @@ class Encoder(nnx.Module):
         widths = (first, *a.hidden)
         self.layers = nnx.List(
             nnx.Linear(i, o, kernel_init=nnx.initializers.he_normal(), param_dtype=dtype, rngs=rngs)
-            for i, o in zip(widths, widths[1:], strict=False)
+            for i, o in pairwise(widths)
         )
         zeros = nnx.initializers.zeros_init()
         k = a.n_clusters
@@ -157,9 +158,7 @@ class Encoder(nnx.Module):
         h = self.trunk(x)
         mean, raw = self.mean(h), self.log_variance(h)
         shift, stretch = self.offset[:, 0], self.offset[:, 1]
-        each = Posterior(
-            mean[:, None] + shift, soft_clip(raw[:, None] + stretch, *LOG_VARIANCE)
-        )
+        each = Posterior(mean[:, None] + shift, soft_clip(raw[:, None] + stretch, *LOG_VARIANCE))
         return self.clusters(h), each, Posterior(mean, soft_clip(raw, *LOG_VARIANCE))
 
 
@@ -174,12 +173,12 @@ class Decoder(nnx.Module):
         widths = (a.latent, *reversed(a.hidden), last)
         self.layers = nnx.List(
             nnx.Linear(i, o, kernel_init=nnx.initializers.he_normal(), param_dtype=dtype, rngs=rngs)
-            for i, o in zip(widths, widths[1:], strict=False)
+            for i, o in pairwise(widths)
         )
         depths = (*reversed(a.channels), a.picture[2])
         self.convolutions = nnx.List(
             nnx.ConvTranspose(i, o, (3, 3), strides=(2, 2), param_dtype=dtype, rngs=rngs)
-            for i, o in zip(depths, depths[1:], strict=False)
+            for i, o in pairwise(depths)
         )
         self.bias = nnx.Param(jnp.zeros(a.n_features, dtype))
 
@@ -222,9 +221,10 @@ class Autoencoder:
         cls, key: Key[Array, ""], architecture: Architecture, likelihood: Likelihood, x: Array
     ) -> "Autoencoder":
         """Networks with random weights; the decoder's bias and the scale are those of the mean of x."""
-        graph, params = nnx.split(_Pair(architecture, nnx.Rngs(key)), nnx.Param)
+        pair = _Pair(architecture, nnx.Rngs(key))
         bias, log_scale = likelihood.start(x)
-        params["decoder"]["bias"] = params["decoder"]["bias"].replace(bias)
+        pair.decoder.bias = nnx.Param(bias)
+        graph, params = nnx.split(pair, nnx.Param)
         return cls(params, log_scale, graph, likelihood, architecture)
 
     def encode(self, x: Float[Array, "n features"]) -> Posterior:

@@ -21,7 +21,7 @@ from gmmjax.em import em
 from gmmjax.fit import fit
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
-from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
+from gmmjax.typing import Array, Float, Int, Key, pytree
 from gmmjax.vae import training
 from gmmjax.vae.checkpoint import Checkpoints
 from gmmjax.vae.evaluation import Summary, evaluate_each, moments_of_codes
@@ -113,9 +113,14 @@ def run(
 
 @jax.jit
 def _record(
-    progress: Progress, states: TrainState, summary: Summary, joint: ArrayLike, patience: ArrayLike
+    progress: Progress,
+    states: TrainState,
+    summary: Summary,
+    joint: bool | Array,
+    patience: int | Array,
 ) -> Progress:
     """The epoch's figures, the best model so far, and which seeds stop (never, where `patience` is 0)."""
+    joint = jnp.asarray(joint)
     better = joint & (summary.elbo > progress.best_elbo) & ~states.stopped
     since = jnp.where(better | ~joint, 0, progress.since + 1)
 
@@ -134,9 +139,7 @@ def _record(
     )
 
 
-def _begin(
-    progress: Progress, data: Data, settings: Training, plan: Plan, stage: int
-) -> Progress:
+def _begin(progress: Progress, data: Data, settings: Training, plan: Plan, stage: int) -> Progress:
     """The first state of a stage, from the last of the one before."""
     states = progress.states
     if stage == JOINT:
@@ -169,7 +172,9 @@ def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) ->
         else:
             start = fit_semi_supervised(key, codes.x, data.labels, k, **options).model
         if data.labels is None:
-            start = em(start, codes, prior=conjugate, reg=settings.reg, tol=1e-5, max_steps=100).model
+            start = em(
+                start, codes, prior=conjugate, reg=settings.reg, tol=1e-5, max_steps=100
+            ).model
         priors.append(start)
         conjugates.append(conjugate)
     prior = jax.tree.map(lambda *a: jnp.stack(a), *priors)
@@ -178,7 +183,9 @@ def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) ->
     return dataclasses.replace(
         progress,
         states=states,
-        conjugates=jax.tree.map(lambda *a: jnp.stack(a), *conjugates) if settings.map_prior else None,
+        conjugates=jax.tree.map(lambda *a: jnp.stack(a), *conjugates)
+        if settings.map_prior
+        else None,
     )
 
 

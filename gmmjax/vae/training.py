@@ -9,7 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from gmmjax.vae.objectives import Objective, bound
 
 PriorUpdate = Literal["online", "epoch", "gradient"]
 PRIOR_UPDATES: tuple[PriorUpdate, ...] = ("online", "epoch", "gradient")
+
+_ADAM = optax.scale_by_adam()
 
 CALIBRATION = 0.02
 """Step size of the calibrated variance's average."""
@@ -85,7 +87,7 @@ def init(
         network=network,
         prior=prior,
         optimizer=_optimizer(1.0).init((network.params, network.log_scale)),
-        prior_optimizer=optax.scale_by_adam().init(prior_.free(prior)),
+        prior_optimizer=_ADAM.init(cast(Any, prior_.free(prior))),
         moments=moments,
         key=key,
         epoch=jnp.asarray(0, jnp.int32),
@@ -116,9 +118,7 @@ def step(
     def loss(params: Any, log_scale: Array, parameters: GaussianMixture) -> tuple[Array, Any]:
         moving = dataclasses.replace(network, params=params, log_scale=log_scale)
         prior = prior_.bound(parameters) if by_gradient else state.prior
-        terms, codes = bound(
-            plan.objective, moving, prior, key_z, x, seen, evidence, rates.noise
-        )
+        terms, codes = bound(plan.objective, moving, prior, key_z, x, seen, evidence, rates.noise)
         # Free bits on the mean of the batch: a draw's own KL is too noisy to be cut off.
         kl = jnp.maximum(jnp.mean(terms.kl), rates.free_bits)
         warm = jnp.minimum((state.epoch + 1) / jnp.maximum(rates.warm_up, 1.0), 1.0)
@@ -165,7 +165,7 @@ def _move_network(
 def _move_prior(
     state: TrainState, gradient: GaussianMixture, pace: Array, rates: Rates
 ) -> TrainState:
-    change, optimizer = optax.scale_by_adam().update(gradient, state.prior_optimizer)
+    change, optimizer = _ADAM.update(cast(Any, gradient), state.prior_optimizer)
     parameters = jax.tree.map(
         lambda p, c: p - pace * rates.prior_rate * c, prior_.free(state.prior), change
     )
@@ -248,7 +248,7 @@ def shifted(
 
 
 def _optimizer(clip: Any) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())
+    return optax.chain(optax.clip_by_global_norm(clip), _ADAM)
 
 
 def _pace(state: TrainState, rates: Rates) -> Array:
