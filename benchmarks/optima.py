@@ -1,9 +1,9 @@
 """Optima: how often the default search reaches the best likelihood known, at what price.
 
 For EII, EEI and EEE and 2 to 9 components: mclust's own value (one hierarchical start), the best of its 200
-random starts, our best, in how many keys ours came within 1e-3 of the best known, and CPU seconds a fit. The
-data sets of `tests/reference/mclust/best_known.csv` have mclust's figures; others, of scikit-learn and of this
-package, are compared with the best of all keys. In float64.
+random starts, our best, in how many keys ours came within 1e-3 of the best known, and CPU seconds a
+fit. The data sets of `tests/reference/mclust/best_known.csv` have mclust's figures; others, of
+scikit-learn and of this package, are compared with the best of all keys. In float64.
 
     python -m benchmarks.optima
     python -m benchmarks.optima --data iris --keys 3 --restarts 48

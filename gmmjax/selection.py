@@ -2,7 +2,8 @@
 
 The whole grid is fitted by one compiled program for each group of families that store their
 covariances alike (`candidate`): the number of components and the family are data there, and the
-components beyond a cell's own are masked. On Old Faithful, 14 families × k = 1 to 9, that is 6 programs and not 126.
+components beyond a cell's own are masked. On Old Faithful, 14 families × k = 1 to 9, that is 6
+programs and not 126.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -9,7 +9,7 @@ from problems import blobs, rows, tolerance
 
 import gmmjax
 from gmmjax import FitError, GaussianMixture, Status, families, inference, models
-from gmmjax.inference import Parameters, Replicates
+from gmmjax.inference import Replicates
 
 KEY = jax.random.key(0)
 X = blobs(0, 200, 2, 2) * np.array([1.0, 30.0]) + np.array([5.0, 100.0])

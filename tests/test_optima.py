@@ -1,8 +1,8 @@
 """The default budget reaches the best likelihoods known.
 
-For EII, EEI and EEE: the best of 200 starts each in R's mclust 6.0.0, in 48 cells; `benchmarks/optima.py` has
-the hit rate key by key. For full covariances: the best of 500 starts of our own. All in float64: the values
-are sums over rows, to be met within 1e-3.
+For EII, EEI and EEE: the best of 200 starts each in R's mclust 6.0.0, in 48 cells;
+`benchmarks/optima.py` has the hit rate key by key. For full covariances: the best of
+500 starts of our own. All in float64: the values are sums over rows, to be met within 1e-3.
 """
 
 import csv
