@@ -18,10 +18,7 @@ from gmmjax.typing import Array, Float, pytree
 class HasCovariances(Protocol):
     """What `decompose` reads: a `GaussianMixture`."""
 
-    @property
-    def family(self) -> str:
-        """Its name."""
-        ...
+    family: str
 
     @property
     def covariances(self) -> Float[Array, "k d d"]:
