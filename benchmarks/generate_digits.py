@@ -105,18 +105,9 @@ def in_principal_axes(family: str, components: int | None) -> Fit:
                 weights=weights, prior=prior, tol=1e-5,
             )  # fmt: skip
             densities.append(axes.lift(result.model))
-        share = np.bincount(data.train_y, minlength=CLASSES) / len(data.train_y)
-        return ClassConditionalMixture.create(share, densities)
+        return by_class(data, densities)
 
     return fit
-
-
-GENERATORS: dict[str, Fit] = {
-    "a normal a class": in_principal_axes("full", 1),
-    "a mixture a class": in_principal_axes("full", None),
-    "a mixture a class, one shape": in_principal_axes("tied", None),
-    "a mixture a class, axis-parallel": in_principal_axes("diag", None),
-}
 
 
 def factor_analysers(data: Data, x: np.ndarray, restarts: int) -> ClassConditionalMixture:
@@ -129,11 +120,22 @@ def factor_analysers(data: Data, x: np.ndarray, restarts: int) -> ClassCondition
             restarts=max(1, restarts // 4), reg=FACTOR_FLOOR, tol=1e-5,
         )  # fmt: skip
         densities.append(result.model)
+    return by_class(data, densities)
+
+
+def by_class(data: Data, densities: list) -> ClassConditionalMixture:
+    """The densities with the classes' shares in the training set."""
     share = np.bincount(data.train_y, minlength=CLASSES) / len(data.train_y)
     return ClassConditionalMixture.create(share, densities)
 
 
-GENERATORS["factor analysers a class"] = factor_analysers
+GENERATORS: dict[str, Fit] = {
+    "a normal a class": in_principal_axes("full", 1),
+    "a mixture a class": in_principal_axes("full", None),
+    "a mixture a class, one shape": in_principal_axes("tied", None),
+    "a mixture a class, axis-parallel": in_principal_axes("diag", None),
+    "factor analysers a class": factor_analysers,
+}
 
 
 # --- scores ---------------------------------------------------------------------------------------

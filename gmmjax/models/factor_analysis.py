@@ -268,8 +268,11 @@ class FactorMixture:
         """Everything in the data's `Frame`, and the way back."""
         frame = Frame.of(x, weights)
         n = jnp.asarray(x.shape[0], x.dtype) if weights is None else jnp.sum(weights)
-        local = self.affine(-frame.centre / frame.unit, 1.0 / frame.unit)
-        return local, frame.enter(x), prior, lambda result: frame.leave(result, n)
+        return self.into(frame), frame.enter(x), prior, lambda result: frame.leave(result, n)
+
+    def into(self, frame: Frame) -> "FactorMixture":
+        """This mixture in the coordinates of a frame."""
+        return self.affine(-frame.centre / frame.unit, 1.0 / frame.unit)
 
     def prepare(self) -> Prepared:
         """What the E-step needs, once a step."""

@@ -61,7 +61,7 @@ def fit_factors(
     models = jax.tree.map(lambda *a: jnp.stack(a), *starts)
     slots = max(1, _SLOTS // (n_components * n_factors * d))
     result, status = _fit(models, rows, w, reg, tol, max_steps, min(slots, len(starts)))
-    if throw and int(result.status) > Status.DEGENERATE:
+    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
         raise FitError(
             Status(int(result.status)),
             f"fit_factors: none of {restarts} starts of {n_components} components with {n_factors} "
@@ -76,7 +76,7 @@ def _fit(
     max_steps: ArrayLike, slots: int,
 ) -> tuple[EMResult[FactorMixture], Array]:  # fmt: skip
     frame = Frame.of(x, w)
-    local = jax.vmap(lambda m: m.affine(-frame.centre / frame.unit, 1.0 / frame.unit))(models)
+    local = jax.vmap(lambda model: model.into(frame))(models)
     blocks = split(frame.enter(x), w)
     once = turn(blocks, reg=reg, tol=tol, max_steps=max_steps)
     empty = blank(jax.tree.map(lambda a: a[0], local), blocks)
