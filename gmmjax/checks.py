@@ -1,4 +1,4 @@
-"""Arguments at the public edge: each fault is an exception that names the argument and the remedy.
+"""Arguments at the public edge, and how a fit ended: each fault is an exception that says what to do.
 
 Values can only be looked at outside `jit` and `vmap`. Under a trace shapes and dtypes are still
 checked, and what is wrong with the values shows in the status of the result.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gmmjax.status import FitError, Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int
 
 
@@ -153,6 +154,13 @@ def varying(x: Float[Array, "n d"], w: Array | None) -> None:
             "x: expected rows that differ; got one point repeated. Its density is a point mass, "
             "which no Gaussian has."
         )
+
+
+def ended(status: Array, context: str, lanes: Array | None = None) -> None:
+    """Raise `FitError` where the best lane has no finite model, with how all `lanes` ended."""
+    if concrete(status) and int(status) > Status.DEGENERATE:
+        summary = "" if lanes is None else f" ({summarize(lanes)})"
+        raise FitError(Status(int(status)), context + summary)
 
 
 def _numpy(x: ArrayLike, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from gmmjax.frame import Frame
 from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_batch
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
-from gmmjax.status import FitError, Status, summarize
+from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
 
@@ -149,11 +149,11 @@ def fit(
         key, x, w, known, start, *options,
         k=k, family=name, init=init, lanes=lanes, block=min(block, x.shape[0]), batch=min(batch, lanes),
     )  # fmt: skip
-    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
-        raise FitError(
-            Status(int(result.status)),
-            f"fit: none of {lanes} starts of {k} {name} components ended with a finite model "
-            f"({summarize(result.lanes.status)})",
+    if throw:
+        checks.ended(
+            result.status,
+            f"fit: none of {lanes} starts of {k} {name} components ended with a finite model",
+            result.lanes.status,
         )
     return result
 

@@ -18,7 +18,7 @@ from gmmjax.em import blank, turn
 from gmmjax.lanes import Lanes, best_of, default_batch, in_batches
 from gmmjax.moments import column_mean
 from gmmjax.seeding import kmeans_plus_plus, random_points
-from gmmjax.status import FitError, Status
+from gmmjax.status import Status
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
 
@@ -217,8 +217,8 @@ def kmeans(
         key, padded, w, start, jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),
         k=k, init=init, lanes=lanes, block=min(block, padded.shape[0]), batch=batch,
     )  # fmt: skip
-    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
-        raise FitError(Status(int(result.status)), f"kmeans: none of {lanes} starts ended")
+    if throw:
+        checks.ended(result.status, f"kmeans: none of {lanes} starts ended")
     return dataclasses.replace(result, labels=result.labels[:n])
 
 

@@ -18,7 +18,7 @@ from gmmjax.classification.conditional import ClassConditionalMixture
 from gmmjax.fit import FitResult, fit
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
-from gmmjax.status import FitError, Status
+from gmmjax.status import Status
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
 
 
@@ -190,8 +190,8 @@ def fit_discriminant(
         at = _best(results, bics)
         result = results[at]
         assert result is not None
-        if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
-            raise FitError(Status(int(result.status)), f"fit_discriminant: class {j}")
+        if throw:
+            checks.ended(result.status, f"fit_discriminant: class {j}")
         chosen.append(at)
         densities.append(result.model)
         statuses.append(result.status)

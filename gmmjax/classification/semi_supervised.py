@@ -21,7 +21,6 @@ from gmmjax.kmeans import KMeans
 from gmmjax.lanes import Lanes, best_of, default_batch
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
-from gmmjax.status import FitError, Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
 
@@ -139,11 +138,12 @@ def fit_semi_supervised(
         k=k, family=name, estimate_noise=bool(estimate_noise), lanes=lanes,
         block=min(block, x.shape[0]), batch=batch,
     )  # fmt: skip
-    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
-        raise FitError(
-            Status(int(result.status)),
+    if throw:
+        checks.ended(
+            result.status,
             f"fit_semi_supervised: none of {lanes} starts of {k} {name} components ended with a "
-            f"finite model ({summarize(result.lanes.status)})",
+            "finite model",
+            result.lanes.status,
         )
     return result
 

@@ -12,7 +12,6 @@ from gmmjax.em import EMResult, blank, turn
 from gmmjax.frame import Frame
 from gmmjax.lanes import best_of
 from gmmjax.models.factor_analysis import FactorMixture
-from gmmjax.status import FitError, Status, summarize
 from gmmjax.typing import Array, ArrayLike, Key
 
 _SLOTS = 2**22
@@ -61,11 +60,12 @@ def fit_factors(
     models = jax.tree.map(lambda *a: jnp.stack(a), *starts)
     slots = max(1, _SLOTS // (n_components * n_factors * d))
     result, status = _fit(models, rows, w, reg, tol, max_steps, min(slots, len(starts)))
-    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
-        raise FitError(
-            Status(int(result.status)),
+    if throw:
+        checks.ended(
+            result.status,
             f"fit_factors: none of {restarts} starts of {n_components} components with {n_factors} "
-            f"factors ended with a finite model ({summarize(status)})",
+            "factors ended with a finite model",
+            status,
         )
     return result
 
