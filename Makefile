@@ -3,7 +3,6 @@
 #
 #   make demo             fit Old Faithful with 64 restarts for k = 1 to 9, into demo-output/
 #   make test             the test suite, once in float32 and once with JAX's x64 mode on
-#   make test-slow        the long tests, which `make test` leaves out
 #   make lint             ruff (lint and format) and pyright
 #
 # PYTHON chooses the interpreter:  make test PYTHON=python3.12
@@ -16,7 +15,7 @@ PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-float32 test-float64 test-slow lint format bench clean
+.PHONY: help demo test test-float32 test-float64 lint format bench clean
 # Two installs into one environment at once would spoil it.
 .NOTPARALLEL:
 
@@ -44,15 +43,10 @@ demo: $(VENV)/.stamp-cli
 test: test-float32 test-float64
 
 test-float32: $(VENV)/.stamp-test
-	JAX_ENABLE_X64=0 $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	JAX_ENABLE_X64=0 $(PYTEST) $(PYTEST_ARGS)
 
-# Small data and many programs: here LLVM's optimisation costs more than it saves.
 test-float64: $(VENV)/.stamp-test
-	JAX_ENABLE_X64=1 XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" $(PYTEST) -m 'not own_dtype and not slow' $(PYTEST_ARGS)
-
-test-slow: $(VENV)/.stamp-test
-	JAX_ENABLE_X64=0 $(PYTEST) -m 'slow' $(PYTEST_ARGS)
-	JAX_ENABLE_X64=1 $(PYTEST) -m 'slow and not own_dtype' $(PYTEST_ARGS)
+	JAX_ENABLE_X64=1 $(PYTEST) -m 'not own_dtype' $(PYTEST_ARGS)
 
 # The type checker reads the optional libraries' types, so `test` is installed too.
 lint: $(VENV)/.stamp-test $(VENV)/.stamp-lint
@@ -65,7 +59,8 @@ format: $(VENV)/.stamp-lint
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.stamp-test
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m benchmarks memory
+	$(BIN)/python -m benchmarks versus_scikit_learn
 
 clean:
 	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

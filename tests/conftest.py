@@ -10,7 +10,7 @@ import jax
 import pytest
 
 EDGES = {"test_cli", "test_tables", "test_plot", "test_datasets", "test_idx", "test_project"}
-EDGES |= {"test_architecture", "test_notebooks", "test_compare", "test_io"}
+EDGES |= {"test_architecture", "test_notebooks", "test_compare"}
 
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000
@@ -25,10 +25,9 @@ def float64() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what the mode does not touch: float64 of its own accord, the edges, the doctests."""
+    """Mark what the mode does not touch: float64 of its own accord, and the edges."""
     for item in items:
-        own = "float64" in getattr(item, "fixturenames", ())
-        if own or item.path.stem in EDGES or item.path.parent != Path(__file__).parent:
+        if "float64" in getattr(item, "fixturenames", ()) or item.path.stem in EDGES:
             item.add_marker("own_dtype")
 
 

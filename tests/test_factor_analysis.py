@@ -11,6 +11,10 @@ from sklearn.decomposition import PCA, FactorAnalysis
 import gmmjax
 from gmmjax.models import FactorMixture, fit_factors
 
+BEYOND_THE_RANK = pytest.mark.xfail(
+    reason="with 4 factors on data of rank 2 neither EM nor scikit-learn ends in 20,000 steps"
+)
+
 _em = jax.jit(lambda model, x, tol, steps: gmmjax.em(model, x, reg=1e-9, tol=tol, max_steps=steps))
 
 
@@ -26,7 +30,7 @@ def low_rank(seed: int, n: int, d: int, q: int, k: int = 1) -> tuple[np.ndarray,
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("q", [1, 2])  # beyond the true rank scikit-learn does not converge
+@pytest.mark.parametrize("q", [1, 2, pytest.param(4, marks=BEYOND_THE_RANK)])
 def test_one_component_is_the_factor_analysis_of_scikit_learn(q):
     x, _ = low_rank(0, 500, 9, 2)
     theirs = FactorAnalysis(q, tol=1e-12, max_iter=20_000, svd_method="lapack").fit(x)
