@@ -124,8 +124,8 @@ def test_draws_have_the_moments_of_the_model():
 def test_many_features_take_no_square_matrix():
     d = 784
     x = low_rank(5, 600, d, 4, k=2)[0].astype(np.float32)
-    model = FactorMixture.start(jax.random.key(0), x, 2, 4)
     data = jnp.asarray(x, float)
+    model = FactorMixture.start(jax.random.key(0), data, 2, 4)
     program = _em.lower(model, data, 0.0, 20).compile()
     assert f"{d},{d}" not in program.as_text()
     result = program(model, data, 0.0, 20)
