@@ -4,6 +4,7 @@
 #   make demo             fit Old Faithful with 64 restarts for k = 1 to 9, into demo-output/
 #   make test             the test suite, once in float32 and once with JAX's x64 mode on
 #   make lint             ruff (lint and format) and pyright
+#   make gpu-bench        on a machine with a GPU: the kernels' tests there, then cases A to I
 #
 # PYTHON chooses the interpreter:  make test PYTHON=python3.12
 # PYTEST_ARGS goes to pytest:      make test PYTEST_ARGS="-k io -x"
@@ -15,7 +16,7 @@ PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-float32 test-float64 lint format bench clean
+.PHONY: help demo test test-float32 test-float64 lint format bench gpu-bench gpu-gmvae clean
 # Two installs into one environment at once would spoil it.
 .NOTPARALLEL:
 
@@ -61,6 +62,18 @@ format: $(VENV)/.stamp-lint
 bench: $(VENV)/.stamp-test
 	$(BIN)/python -m benchmarks memory
 	$(BIN)/python -m benchmarks versus_scikit_learn
+
+gpu-bench: $(VENV)/.stamp-test $(VENV)/.stamp-gpu
+	$(BIN)/python -m pytest -m gpu tests/test_kernels.py
+	$(BIN)/python -m benchmarks gpu --json gpu-bench.json
+
+# MNIST and Fashion-MNIST by the Gaussian-mixture VAE, ten seeds in one program; a GPU is used if there is one.
+gpu-gmvae: $(VENV)/.stamp-test
+	@if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pip install --quiet --editable ".[gpu]"; fi
+	bash benchmarks/get_mnist.sh
+	$(BIN)/python -m benchmarks gmvae_mnist
+	bash benchmarks/get_mnist.sh --fashion
+	$(BIN)/python -m benchmarks gmvae_mnist --data data/fashion-mnist --only clustering purity
 
 clean:
 	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

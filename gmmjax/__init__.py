@@ -1,11 +1,21 @@
 """Gaussian mixtures and the EM algorithm, as pure functions on JAX."""
 
-from gmmjax import classification, datasets, families, generation, metrics, mle, models
+from gmmjax import (
+    classification,
+    datasets,
+    families,
+    generation,
+    inference,
+    metrics,
+    mle,
+    models,
+)
 from gmmjax.em import EMResult, EMState, LatentVariableModel, elbo, em
 from gmmjax.fit import FitResult, fit
 from gmmjax.kmeans import KMeans, KMeansResult, kmeans
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
+from gmmjax.selection import SelectionResult, select
 from gmmjax.status import FitError, GmmjaxError, Status
 
 __all__ = [
@@ -19,6 +29,7 @@ __all__ = [
     "KMeansResult",
     "LatentVariableModel",
     "Prior",
+    "SelectionResult",
     "Status",
     "classification",
     "datasets",
@@ -27,8 +38,10 @@ __all__ = [
     "families",
     "fit",
     "generation",
+    "inference",
     "kmeans",
     "metrics",
     "mle",
     "models",
+    "select",
 ]

@@ -115,3 +115,16 @@ def total(fn: Callable[[Any, Float[Array, "rows"]], T], blocks: Blocks) -> T:
         return add(carry, fn(block.data, block.weights)), None
 
     return lax.scan(body, zero, blocks)[0]
+
+
+def collect(
+    expect: Callable[[Any, Float[Array, "rows"]], tuple[T, Float[Array, ""]]], blocks: Blocks
+) -> tuple[T, Float[Array, ""]]:
+    """Σ over blocks of (statistics, log-likelihood), the latter with the rounding made good."""
+
+    def one(data: Any, weights: Array) -> tuple[T, Compensated]:
+        statistics, log_likelihood = expect(data, weights)
+        return statistics, Compensated(log_likelihood, jnp.zeros_like(log_likelihood))
+
+    statistics, log_likelihood = total(one, blocks)
+    return statistics, log_likelihood.value

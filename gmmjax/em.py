@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gmmjax.blocks import Blocks, Compensated, split, total
+from gmmjax import acceleration
+from gmmjax.blocks import Blocks, collect, split
 from gmmjax.status import Status, worst
 from gmmjax.typing import Array, ArrayLike, Float, Int, pytree
 
@@ -27,7 +28,8 @@ class LatentVariableModel(Protocol):
     """What a model brings. It is a pytree, and both methods are pure.
 
     It may also bring `prepare(self)`, whose result answers `expect` in its place: work that depends
-    on the parameters alone and is then done once a step, not once a block;
+    on the parameters alone and is then done once a step, not once a block, and which may have
+    `collect(self, blocks)`, a way of its own to add `expect` up;
     `localize(self, data, weights, prior) -> (model, data, prior, restore)`, coordinates in which its
     sums do not cancel, and the way back for an `EMResult`; and `log_prior(self, prior)`, in nats, where it
     takes a prior. `elbo` needs `log_joint(self, data)`.
@@ -67,6 +69,7 @@ class EMState(Generic[Model]):
     n_steps: Int[Array, ""]
     status: Int[Array, ""]  # a `Status`
     warning: Int[Array, ""]  # what the last M-step said: CONVERGED when nothing
+    memory: Any = None  # an `acceleration.Memory`; None for plain EM
 
 
 @pytree
@@ -103,22 +106,19 @@ class EMResult(Generic[Model]):
 def expect(model: Any, blocks: Blocks) -> tuple[Any, Float[Array, ""]]:
     """The E-step over all rows: the moments of the blocks, added up."""
     prepared = model.prepare() if hasattr(model, "prepare") else model
-
-    def one(data: Any, weights: Array) -> tuple[Any, Compensated]:
-        moments, log_likelihood = prepared.expect(data, weights)
-        return moments, Compensated(log_likelihood, jnp.zeros_like(log_likelihood))
-
-    moments, log_likelihood = total(one, blocks)
-    return moments, log_likelihood.value
+    if hasattr(prepared, "collect"):
+        return prepared.collect(blocks)
+    return collect(prepared.expect, blocks)
 
 
-def blank(model: Model, blocks: Blocks) -> EMState[Model]:
+def blank(model: Model, blocks: Blocks, *, accelerate: bool = False) -> EMState[Model]:
     """A state before anything is known: to be entered with `fresh`."""
-    moments, log_likelihood = jax.eval_shape(expect, model, blocks)
+    shapes, log_likelihood = jax.eval_shape(expect, model, blocks)
     zero = jnp.zeros((), log_likelihood.dtype)
+    moments = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return EMState(
         model=model,
-        moments=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), moments),
+        moments=moments,
         log_likelihood=zero,
         objective=zero,
         change=zero,
@@ -126,6 +126,7 @@ def blank(model: Model, blocks: Blocks) -> EMState[Model]:
         n_steps=jnp.asarray(0, jnp.int32),
         status=jnp.asarray(Status.CONVERGED, jnp.int32),
         warning=jnp.asarray(Status.CONVERGED, jnp.int32),
+        memory=acceleration.blank(moments, zero) if accelerate else None,
     )
 
 
@@ -163,6 +164,7 @@ def enter(
         n_steps=jnp.where(fresh, 0, state.n_steps + 1),
         status=jnp.asarray(Status.RUNNING, jnp.int32),
         warning=warning,
+        memory=state.memory,
     )
     running = fresh | (state.status == Status.RUNNING)
     kept = _where(fresh | (running & ~failed), taken, state)
@@ -217,15 +219,49 @@ def turn(
     tol: ArrayLike = 1e-6,
     max_steps: ArrayLike = 1000,
 ) -> Turn:
-    """What a lane does again and again: begin from a start where told to, take a step otherwise."""
+    """What a lane does again and again: begin from a start where told to, take a step otherwise.
+
+    A state with a memory (`blank`) takes accelerated steps.
+    """
+
+    def proposed(state: EMState[Model], start: Model, fresh: Array, moments: Any) -> EMState[Model]:
+        model, warning = state.model.maximize(moments, prior=prior, reg=reg)
+        return enter(state, _where(fresh, start, model), warning, fresh, blocks, prior=prior)
 
     def once(state: EMState[Model], start: Model, fresh: Array) -> EMState[Model]:
-        model, warning = state.model.maximize(state.moments, prior=prior, reg=reg)
-        model = _where(fresh, start, model)
-        state = enter(state, model, warning, fresh, blocks, prior=prior)
-        return terminate(state, blocks, tol=tol, max_steps=max_steps)
+        if state.memory is None:
+            after = proposed(state, start, fresh, state.moments)
+        else:
+            trial = acceleration.propose(state.memory, state.moments, state.change)
+            after = proposed(state, start, fresh, trial.moments)
+            after = _judged(state, after, trial, fresh, blocks)
+        return terminate(after, blocks, tol=tol, max_steps=max_steps)
 
     return once
+
+
+def _judged(
+    state: EMState[Model],
+    after: EMState[Model],
+    trial: acceleration.Trial,
+    fresh: Array,
+    blocks: Blocks,
+) -> EMState[Model]:
+    """What is left of a turn: a trial that does not rise, or that warns of more, is undone.
+
+    The change is that of two steps, so that one of them was long: EM's own step may be below `tol`
+    where there is far to go.
+    """
+    sound = (after.objective >= state.objective) & (after.warning <= state.warning)
+    kept = (after.status == Status.RUNNING) & sound
+    tried = trial.extrapolated & ~fresh & (state.status == Status.RUNNING)
+    refused = tried & ~kept
+    undone = dataclasses.replace(state, n_steps=state.n_steps + 1)
+    out = _where(refused, undone, after)
+    memory = acceleration.learn(state.memory, trial, state.objective, refused, fresh)
+    change = (after.objective - state.memory.before) / blocks.total_weight
+    change = jnp.where(fresh | refused, out.change, change)
+    return dataclasses.replace(out, change=change, memory=memory)
 
 
 def run(
@@ -236,11 +272,11 @@ def run(
     reg: ArrayLike = 0.0,
     tol: ArrayLike = 1e-6,
     max_steps: ArrayLike = 1000,
+    accelerate: bool = False,
 ) -> EMResult[Model]:
     """EM to convergence over data that are already in blocks, under `lax.while_loop`."""
-    return EMResult.of(
-        run_to_end(model, blocks, prior=prior, reg=reg, tol=tol, max_steps=max_steps)
-    )
+    options = {"prior": prior, "reg": reg, "tol": tol, "max_steps": max_steps}
+    return EMResult.of(run_to_end(model, blocks, accelerate=accelerate, **options))
 
 
 def run_to_end(
@@ -251,6 +287,7 @@ def run_to_end(
     reg: ArrayLike = 0.0,
     tol: ArrayLike = 1e-6,
     max_steps: ArrayLike = 1000,
+    accelerate: bool = False,
 ) -> EMState[Model]:
     """As `run`, and the last state with its moments."""
     once = turn(blocks, prior=prior, reg=reg, tol=tol, max_steps=max_steps)
@@ -262,7 +299,8 @@ def run_to_end(
     def going(carry: tuple[EMState[Model], Array]) -> Array:
         return carry[1] | (carry[0].status == Status.RUNNING)
 
-    return lax.while_loop(going, body, (blank(model, blocks), jnp.asarray(True)))[0]
+    empty = blank(model, blocks, accelerate=accelerate)
+    return lax.while_loop(going, body, (empty, jnp.asarray(True)))[0]
 
 
 def em(
@@ -275,6 +313,7 @@ def em(
     tol: ArrayLike = 1e-6,
     max_steps: ArrayLike = 1000,
     block: int | None = None,
+    accelerate: bool = False,
 ) -> EMResult[Model]:
     """Fit a latent-variable model by EM, from `model` as the start.
 
@@ -292,6 +331,8 @@ def em(
       exactly `max_steps` are taken.
     - `max_steps`: the most M-steps.
     - `block`: rows a block; memory grows with it, not with n. `None` chooses.
+    - `accelerate`: larger steps where EM is slow (SQUAREM, see `acceleration`); the objective still never
+      falls. The model's statistics must be such that a weighted mean of two is one too.
 
     **Returns** an `EMResult`. Nothing is raised for bad values inside the data: the status says so,
     and a NaN is never `CONVERGED`.
@@ -303,10 +344,10 @@ def em(
     >>> [round(float(m), 2) for m in result.model.means[:, 0]]
     [0.1, 4.1]
     """
-    return _em(model, data, weights, prior, reg, tol, max_steps, block)
+    return _em(model, data, weights, prior, reg, tol, max_steps, block, accelerate)
 
 
-@partial(jax.jit, static_argnums=7)
+@partial(jax.jit, static_argnums=(7, 8))
 def _em(
     model: Model,
     data: Any,
@@ -316,13 +357,15 @@ def _em(
     tol: ArrayLike,
     max_steps: ArrayLike,
     block: int | None,
+    accelerate: bool,
 ) -> EMResult[Model]:
     restore = _same
     localize = getattr(model, "localize", None)
     if localize is not None:
         model, data, prior, restore = localize(data, weights, prior)
     blocks = split(data, weights, block)
-    return restore(run(model, blocks, prior=prior, reg=reg, tol=tol, max_steps=max_steps))
+    options = {"prior": prior, "reg": reg, "tol": tol, "max_steps": max_steps}
+    return restore(run(model, blocks, accelerate=accelerate, **options))
 
 
 def elbo(

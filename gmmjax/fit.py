@@ -13,9 +13,10 @@ from gmmjax import missing as missing_
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_batch
+from gmmjax.lanes import Lanes, default_batch, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
+from gmmjax.search import search
 from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
@@ -53,6 +54,7 @@ def fit(
     max_steps: ArrayLike = 1000,
     block: int | None = None,
     restart_batch: int | None = None,
+    accelerate: bool = True,
     missing: str = "refuse",
     throw: bool = True,
 ) -> FitResult:
@@ -64,11 +66,11 @@ def fit(
     - `x`: data [n, d], finite; or with NaN for missing values, see `missing`.
     - `n_components`: k ≥ 1, at most the number of rows.
     - `family`: "full", "tied", "diag" or "spherical" (`families.names()`).
-    - `restarts`: how many starts; `None` for `default_restarts`, 96 on small data and fewer on large.
-      Given models or labels, as many as are given.
+    - `restarts`: how many starts; `None` for `lanes.default_restarts`, 144 on small data and fewer on
+      large. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
-      "mixed" starts a sixth of the lanes from K-means and a third from random points; the other
+      "mixed" starts a sixth of the lanes from k-means++ seeds and a third from random points; the other
       half, in three rounds, from the best so far with one component moved to a random row.
     - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
     - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).
@@ -81,12 +83,13 @@ def fit(
     - `max_steps`: the most M-steps of a lane.
     - `block`: rows a block. Memory is O(lanes in a batch · k · block), and does not grow with n.
     - `restart_batch`: slots, the lanes that step together; see `lanes.default_batch`.
+    - `accelerate`: larger steps where EM is slow, see `acceleration`; False for plain EM.
     - `missing`: "refuse" raises on NaN. "marginalize" takes it for a value missing at random and
       integrates it out; the log-likelihood is then that of the values that are known (see `incomplete`).
     - `throw`: raise `FitError` where no lane ends with a finite model; otherwise the status says so.
 
-    Only `n_components`, `family`, `init`'s kind, `restarts`, `block` and `restart_batch` are
-    structure: new values of anything else compile nothing. Under `jit` or `vmap` values cannot be
+    Only `n_components`, `family`, `init`'s kind, `restarts`, `block`, `restart_batch` and `accelerate`
+    are structure: new values of anything else compile nothing. Under `jit` or `vmap` values cannot be
     looked at, nothing is raised for them, and the status tells.
 
     **Raises** `TypeError`, `ValueError` for arguments that cannot be used; `FitError`.
@@ -148,6 +151,7 @@ def fit(
     result = _fit(
         key, x, w, known, start, *options,
         k=k, family=name, init=init, lanes=lanes, block=min(block, x.shape[0]), batch=min(batch, lanes),
+        accelerate=bool(accelerate),
     )  # fmt: skip
     if throw:
         checks.ended(
@@ -158,16 +162,11 @@ def fit(
     return result
 
 
-def default_restarts(n: int, k: int, d: int) -> int:
-    """How many starts where the caller does not say: 96, but no fewer than 4 on data that take long."""
-    return max(4, min(96, 2**28 // (n * k * d * d)))
-
-
-@partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "block", "batch"))
+@partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "block", "batch", "accelerate"))
 def _fit(
     key: Array, x: Array, w: Array, known: Blocks | None, start: GaussianMixture | Array | None,
     prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
-    k: int, family: str, init: str, lanes: int, block: int, batch: int,
+    k: int, family: str, init: str, lanes: int, block: int, batch: int, accelerate: bool,
 ) -> FitResult:  # fmt: skip
     frame = Frame.of(x, w)
     local = None if prior is None else prior.into(frame)
@@ -190,17 +189,13 @@ def _fit(
             key, init, lanes, batch, data, k, family, prior=local, reg=reg
         )
     once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
-    empty = blank(jax.tree.map(lambda a: a[0], models), seen)
-    if init == "mixed" and k > 1 and lanes >= 6:
+    empty = blank(jax.tree.map(lambda a: a[0], models), seen, accelerate=accelerate)
 
-        def swapped(index: Array, best: GaussianMixture) -> GaussianMixture:
-            return initialization.swap(jax.random.fold_in(key, index), best, data)
+    def swap(key: Array, best: GaussianMixture) -> GaussianMixture:
+        return initialization.swap(key, best, data)
 
-        result, endings, best = best_of_rounds(
-            once, models, swapped, empty, batch, fresh=-(-lanes // 2), size=-(-lanes // 6)
-        )
-    else:
-        result, endings, best = best_of(once, models, empty, batch)
+    swaps = swap if init == "mixed" and k > 1 else None
+    result, endings, best = search(key, once, models, swaps, empty, lanes, batch)
     result = frame.leave(result, weight)
     shift = result.log_likelihood - endings.log_likelihood[best]
     return FitResult(

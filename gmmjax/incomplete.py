@@ -36,6 +36,7 @@ from gmmjax.moments import Moments
 from gmmjax.typing import Array, Bool, Float, Int, pytree
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _ROOM = 2**19
 """Numbers that a block's factors and differences may take: 2 MB in float32, a core's cache."""
@@ -130,7 +131,7 @@ def log_joint(mixture: Components, data: Incomplete) -> Float[Array, "*rows k"]:
     return joint.reshape(*data.x.shape[:-1], k)
 
 
-def by_blocks(fn: Callable[[T], Array], rows: T, per: int) -> Array:
+def by_blocks(fn: Callable[[T], U], rows: T, per: int) -> U:
     """fn over blocks of `per` leading entries, the last block filled up; and what it gives, end to end."""
     n = jax.tree.leaves(rows)[0].shape[0]
     fill = -n % per
@@ -140,7 +141,7 @@ def by_blocks(fn: Callable[[T], Array], rows: T, per: int) -> Array:
         return a.reshape(-1, per, *a.shape[1:])
 
     out = lax.map(fn, jax.tree.map(lay, rows))
-    return out.reshape(-1, *out.shape[2:])[:n]
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], out)
 
 
 def per_block(g: int, b: int, d: int, k: int) -> int:

@@ -6,7 +6,6 @@ closed under column scaling, as they are for the spherical one.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 from gmmjax import blocks as blocks_
 from gmmjax import families, linalg, mixture, moments
 from gmmjax.blocks import Blocks
-from gmmjax.em import run_to_end
-from gmmjax.kmeans import KMeans, scale_of
+from gmmjax.em import expect, run_to_end
+from gmmjax.kmeans import Assignment, KMeans, scale_of
 from gmmjax.lanes import in_batches
 from gmmjax.mixture import GaussianMixture
 from gmmjax.moments import Moments
@@ -57,9 +56,8 @@ def metric(factor: Float[Array, "d d"], family: str) -> tuple[Array, Array]:
             deviation = jnp.sqrt(jnp.sum(factor**2, axis=1))
             return jnp.diag(1.0 / deviation), jnp.diag(deviation)
         case _:
-            return jnp.eye(len(factor), dtype=factor.dtype), jnp.eye(
-                len(factor), dtype=factor.dtype
-            )
+            eye = jnp.eye(len(factor), dtype=factor.dtype)
+            return eye, eye
 
 
 def starts(
@@ -73,61 +71,77 @@ def starts(
     *,
     prior: Prior | None,
     reg: ArrayLike,
+    coordinates: tuple[Array, Array] | None = None,
+    n_used: ArrayLike | None = None,
 ) -> GaussianMixture:
     """Starting mixtures with a leading axis of lanes, by one of `METHODS`; a key a lane.
 
-    "mixed" takes a third of the lanes from K-means and the rest from random points: either alone
-    misses optima that the other finds.
+    "mixed" takes a third of the lanes from k-means++ seeds and the rest from random points: either
+    alone misses optima that the other finds. `coordinates` stands for the family's `metric`. With `n_used`
+    the components from there on are masked, their weight 0.
     """
     keys = jax.random.split(key, lanes)
-    table = _starters(blocks, k, family, prior, reg)
+    table = _starters(blocks, k, family, prior, reg, coordinates, n_used)
     if method != "mixed":
         return in_batches(table[method], keys, batch)
     first = -(-lanes // 3)
     parts = [
         in_batches(table[name], part, batch)
-        for name, part in (("k-means", keys[:first]), ("random_points", keys[first:]))
+        for name, part in (("k-means++", keys[:first]), ("random_points", keys[first:]))
         if part.shape[0]
     ]
     return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _starters(
-    blocks: Blocks, k: int, family: str, prior: Prior | None, reg: ArrayLike
+    blocks: Blocks,
+    k: int,
+    family: str,
+    prior: Prior | None,
+    reg: ArrayLike,
+    coordinates: tuple[Array, Array] | None,
+    n_used: ArrayLike | None,
 ) -> dict[str, Callable[[Key[Array, ""]], GaussianMixture]]:
     """Functions from a key to a starting mixture, by name."""
     factor = overall(blocks)
-    scaling, back = metric(factor, family)
+    scaling, back = metric(factor, family) if coordinates is None else coordinates
     # Distances only, whose precision is not critical; one copy of the data for all lanes.
     seen = Blocks(linalg.dot(blocks.data, scaling.T), blocks.weights)
     rows, weights = seen.rows(), blocks.weights.reshape(-1)
+    used = jnp.ones(k, bool) if n_used is None else jnp.arange(k) < n_used
 
     def alike(weight: Array, means: Array, covariance: Array) -> GaussianMixture:
         """Components with one covariance. They are members of every family: no constraint differs."""
         dense = jnp.broadcast_to(covariance, (k, *covariance.shape))
         factors = families.get(family).covariance.from_dense(dense)
+        weight = jnp.where(used, weight, 0.0)
         log_weights = jnp.log(weight / jnp.sum(weight))
         return GaussianMixture(log_weights, means, factors, families.get(family).name)
 
-    def clustered(key: Key[Array, ""], max_steps: int) -> GaussianMixture:
-        """K-means, and what is left of the covariance within its clusters."""
-        seeds = KMeans(rows[kmeans_plus_plus(key, rows, weights, k)])
-        end = run_to_end(seeds, seen, tol=1e-4 * scale_of(seen), max_steps=max_steps)
-        weight = end.moments.weight
+    def within(assigned: Assignment, centers: Array) -> GaussianMixture:
+        """The shares and means of clusters, and what they leave of the covariance."""
+        weight = assigned.weight
         safe = jnp.where(weight > 0, weight, 1.0)[:, None]
-        center = jnp.where(weight[:, None] > 0, end.moments.first / safe, end.model.centers)
+        center = jnp.where(weight[:, None] > 0, assigned.first / safe, centers)
         means = linalg.dot(center, back.T)
         share = weight / jnp.sum(weight)
         between = linalg.dot(means.T * share, means)
         # A thousandth more than all there is: the rest of a subtraction must stay positive definite.
-        within = 1.001 * linalg.dot(factor, factor.T) - between
-        return alike(jnp.maximum(share, 1e-3 / k), means, within)
+        left = 1.001 * linalg.dot(factor, factor.T) - between
+        return alike(jnp.maximum(share, 1e-3 / k), means, left)
+
+    def seeds(key: Key[Array, ""]) -> Float[Array, "k d"]:
+        points = rows[kmeans_plus_plus(key, rows, weights, k)]
+        # What is masked lies so far away that no row comes to it.
+        return jnp.where(used[:, None], points, 1e6)
 
     def by_kmeans(key: Key[Array, ""]) -> GaussianMixture:
-        return clustered(key, 50)
+        end = run_to_end(KMeans(seeds(key)), seen, tol=1e-4 * scale_of(seen), max_steps=50)
+        return within(end.moments, end.model.centers)
 
     def by_seeds(key: Key[Array, ""]) -> GaussianMixture:
-        return clustered(key, 0)
+        model = KMeans(seeds(key))
+        return within(expect(model, seen)[0], model.centers)
 
     def by_points(key: Key[Array, ""]) -> GaussianMixture:
         points = blocks.rows()[random_points(key, weights, k)]
@@ -160,10 +174,11 @@ def swap(key: Key[Array, ""], model: GaussianMixture, blocks: Blocks) -> Gaussia
     cluster to where one covers two, because the way leads downhill. Such a start is at the other side.
     """
     key_component, key_row = jax.random.split(key)
-    k = model.n_components
-    j = jax.random.randint(key_component, (), 0, k)
+    # Masked components, of weight 0, stay where they are.
+    used = model.log_weights > -jnp.inf
+    j = draw(key_component, used.astype(model.means.dtype), (1,))[0]
     row = draw(key_row, blocks.weights.reshape(-1), (1,))[0]
-    log_weights = model.log_weights.at[j].set(-math.log(k))
+    log_weights = model.log_weights.at[j].set(-jnp.log(jnp.sum(used)))
     return dataclasses.replace(
         model,
         log_weights=jax.nn.log_softmax(log_weights),

@@ -30,6 +30,11 @@ def default_batch(n: int, k: int, block: int) -> int:
     return max(1, room // (rows * k))
 
 
+def default_restarts(n: int, k: int, d: int) -> int:
+    """How many starts where the caller does not say: 144, but no fewer than 4 on data that take long."""
+    return max(4, min(144, 2**28 // (n * k * d * d)))
+
+
 def in_batches(fn: Callable[[Any], Any], xs: Any, batch: int) -> Any:
     """`vmap` of fn in batches of equal size, the last one filled up: `lax.map`'s `batch_size` would
     compile fn a second time for the remainder."""

@@ -12,7 +12,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gmmjax import checks, conditioning, expectation, families, incomplete, missing, moments
 from gmmjax.conditioning import Dims, Regression
@@ -22,6 +21,7 @@ from gmmjax.moments import Moments
 from gmmjax.priors import Prior
 from gmmjax.status import Status, worst
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
+from gmmjax.uncertain import Uncertain
 
 _CHUNK = 2**20
 """Numbers of k × d × rows that a density holds at once."""
@@ -123,33 +123,32 @@ class GaussianMixture:
 
     # --- density ----------------------------------------------------------------------------------
 
-    def log_joint(self, x: ArrayLike | Incomplete) -> Float[Array, "*batch k"]:
+    def log_joint(self, x: ArrayLike | Incomplete | Uncertain) -> Float[Array, "*batch k"]:
         """log p(x, z = j) = log φ_j + log N(x; μ_j, Σ_j), in nats.
 
         `x` has shape [..., d]; many rows are taken in chunks, so memory stays O(chunk · k · d). Here and
         in the other densities it may be `Incomplete` rows (`missing.mask`), of which the known part
-        counts.
+        counts, or `Uncertain` rows, of which the mean over their noise is taken.
         """
         if isinstance(x, Incomplete):
             return incomplete.log_joint(self, x)
-        x = _rows(x, self.n_features, self.means.dtype)
-        flat = x.reshape(-1, self.n_features)
-        n = flat.shape[0]
-        chunk = max(1, _CHUNK // (self.n_components * self.n_features))
+        d = self.n_features
+        variance = None
+        if isinstance(x, Uncertain):
+            variance = _rows(x.variance, d, self.means.dtype).reshape(-1, d)
+            x = x.x
+        x = _rows(x, d, self.means.dtype)
+        flat = x.reshape(-1, d)
+        chunk = max(1, _CHUNK // (self.n_components * d))
 
-        def dense(rows: Array) -> Array:
-            return expectation.log_joint(self.log_weights, self.means, self.factors, rows).T
+        def dense(rows: tuple[Array, Array | None]) -> Array:
+            return expectation.log_joint(self.log_weights, self.means, self.factors, *rows).T
 
-        if n <= chunk:
-            out = dense(flat)
-        else:
-            count = -(-n // chunk)
-            fill = jnp.broadcast_to(flat[:1], (count * chunk - n, self.n_features))
-            padded = jnp.concatenate([flat, fill]).reshape(count, chunk, self.n_features)
-            out = lax.map(dense, padded).reshape(count * chunk, self.n_components)[:n]
+        rows = (flat, variance)
+        out = dense(rows) if len(flat) <= chunk else incomplete.by_blocks(dense, rows, chunk)
         return out.reshape(*x.shape[:-1], self.n_components)
 
-    def log_prob(self, x: ArrayLike) -> Float[Array, "*batch"]:
+    def log_prob(self, x: ArrayLike | Uncertain) -> Float[Array, "*batch"]:
         """log p(x) in nats, for x of shape [..., d]."""
         return jax.nn.logsumexp(self.log_joint(x), axis=-1)
 
@@ -157,7 +156,7 @@ class GaussianMixture:
         """Σ_i w_i log p(x_i), in nats."""
         if weights is None:
             return jnp.sum(self.log_prob(x))
-        if isinstance(x, Incomplete):
+        if isinstance(x, (Incomplete, Uncertain)):
             return jnp.sum(jnp.asarray(weights) * self.log_prob(x))
         x = _rows(x, self.n_features, self.means.dtype)
         weights = jnp.asarray(weights, x.dtype)
@@ -166,7 +165,7 @@ class GaussianMixture:
         rows = self.log_prob(jnp.where((weights > 0)[..., None], x, self.means[0]))
         return jnp.sum(weights * rows)
 
-    def responsibilities(self, x: ArrayLike) -> Float[Array, "*batch k"]:
+    def responsibilities(self, x: ArrayLike | Uncertain) -> Float[Array, "*batch k"]:
         """r_j(x) = p(z = j | x)."""
         return jax.nn.softmax(self.log_joint(x), axis=-1)
 
@@ -178,6 +177,16 @@ class GaussianMixture:
         """−2 ℓ + p log n: smaller is better (mclust prints its negative)."""
         n = np.shape(x)[0]
         return -2 * self.log_likelihood(x) + self.n_parameters() * math.log(n)
+
+    def icl(self, x: ArrayLike) -> Float[Array, ""]:
+        """BIC − 2 Σ_i log max_j r_ij: smaller is better (mclust prints its negative).
+
+        The second term is what the classification costs where components overlap (Biernacki, Celeux and
+        Govaert 2000), with each row in its most probable component, as mclust has it.
+        """
+        log_joint = self.log_joint(x)
+        certainty = jnp.max(log_joint, axis=-1) - jax.nn.logsumexp(log_joint, axis=-1)
+        return self.bic(x) - 2 * jnp.sum(certainty)
 
     def aic(self, x: ArrayLike) -> Float[Array, ""]:
         """−2 ℓ + 2 p: smaller is better."""
@@ -238,17 +247,21 @@ class GaussianMixture:
         return expectation.prepare(self.log_weights, self.means, self.factors, self.family)
 
     def localize(
-        self, x: Array | Incomplete, weights: Float[Array, "n"] | None, prior: Prior | None
-    ) -> tuple["GaussianMixture", Array | Incomplete, Prior | None, Callable]:
+        self,
+        x: Array | Incomplete | Uncertain,
+        weights: Float[Array, "n"] | None,
+        prior: Prior | None,
+    ) -> tuple["GaussianMixture", Array | Incomplete | Uncertain, Prior | None, Callable]:
         """Everything in the data's `Frame`, where sums keep their digits; and the way back."""
-        rows = x.x if isinstance(x, Incomplete) else x
+        rows = x.x if isinstance(x, (Incomplete, Uncertain)) else x
         frame = Frame.of(rows, weights)
         n = jnp.asarray(x.shape[0], rows.dtype) if weights is None else jnp.sum(weights)
         local = None if prior is None else prior.into(frame)
         if isinstance(x, Incomplete):
             known = x.n_known(jnp.ones(len(rows)) if weights is None else weights)
             n = known / self.n_features
-        local_x = x.enter(frame) if isinstance(x, Incomplete) else frame.enter(x)
+        plain = not isinstance(x, (Incomplete, Uncertain))
+        local_x = frame.enter(x) if plain else x.enter(frame)
         return self.into(frame), local_x, local, lambda result: frame.leave(result, n)
 
     def into(self, frame: Frame) -> "GaussianMixture":
@@ -256,23 +269,29 @@ class GaussianMixture:
         return self.affine(-frame.centre / frame.unit, 1.0 / frame.unit)
 
     def expect(
-        self, x: Float[Array, "n d"] | Incomplete, weights: Float[Array, "n"]
+        self, x: Float[Array, "n d"] | Incomplete | Uncertain, weights: Float[Array, "n"]
     ) -> tuple[Moments, Float[Array, ""]]:
         """The E-step on a block of rows: moments, and the log-likelihood in nats."""
         return self.prepare().expect(x, weights)
 
     def maximize(
-        self, sums: Moments, *, prior: Prior | None = None, reg: ArrayLike = 0.0
+        self,
+        sums: Moments,
+        *,
+        prior: Prior | None = None,
+        reg: ArrayLike = 0.0,
+        variance: Float[Array, "d"] | None = None,
     ) -> tuple["GaussianMixture", Int[Array, ""]]:
         """The M-step in closed form, and what to warn of.
 
         `reg` is a floor, as a fraction of the data's own variance in each column: Σ_j ⪰
-        reg · diag(v). A component without weight keeps its mean and covariance.
+        reg · diag(v). `variance` is v where `sums` are not those of all the data. A component without
+        weight keeps its mean and covariance.
         """
         family = families.get(self.family)
         k, d = self.means.shape
         data = moments.centre(sums)
-        floor = jnp.asarray(reg) * moments.total_variance(data)
+        floor = jnp.asarray(reg) * (moments.total_variance(data) if variance is None else variance)
         posterior = (
             data if prior is None else moments.centre(sums + prior.moments(sums.about, sums.kind))
         )

@@ -62,6 +62,27 @@ class Moments:
             self.kind,
         )
 
+    def coordinates(self) -> tuple[Float[Array, "k"], Float[Array, "k d"], Float[Array, "..."]]:
+        """Shares, means and covariances: the same content about no point, and all of one size."""
+        central = centre(self)
+        share = central.weight / jnp.sum(central.weight)
+        return share, central.mean, central.scatter / _count(central.weight, self.kind)
+
+    def at(self, coordinates: tuple[Array, Array, Array]) -> "Moments":
+        """The moments of the same number of rows with other `coordinates`."""
+        share, mean, covariance = coordinates
+        weight = share * jnp.sum(self.weight)
+        second = covariance * _count(weight, self.kind)
+        return Moments(mean, weight, jnp.zeros_like(mean), second, self.kind)
+
+
+def _count(weight: Float[Array, "k"], kind: Second) -> Array:
+    """The divisor of a scatter, 1 for a component without weight."""
+    if kind.pooled:
+        return jnp.sum(weight)
+    shape = {"full": (-1, 1, 1), "diag": (-1, 1), "trace": (-1,)}[kind.shape_kind]
+    return jnp.where(weight > 0, weight, 1.0).reshape(shape)
+
 
 @pytree
 class Central:
@@ -190,6 +211,36 @@ def _accumulate(
 
 
 from_differences = _accumulate
+
+
+def noise(
+    variance: Float[Array, "n d"], r: Float[Array, "k n"], about: Float[Array, "k d"], kind: Second
+) -> Moments:
+    """What rows of mean 0 and covariances diag(v_i) add to the second moment: Σ_i r_ij diag(v_i)."""
+    total = linalg.dot(r, variance)
+    match kind.shape_kind:
+        case "full":
+            second = total[:, :, None] * jnp.eye(total.shape[1], dtype=total.dtype)
+        case "diag":
+            second = total
+        case _:
+            second = jnp.sum(total, axis=1)
+    second = jnp.sum(second, axis=0) if kind.pooled else second
+    return Moments(about, jnp.zeros_like(r[:, 0]), jnp.zeros_like(about), second, kind)
+
+
+def about_origin(moments: Moments) -> Moments:
+    """The same sums about 0, so that those of different steps add up.
+
+    For data near 0 in units of their own spread, as codes are; elsewhere it cancels.
+    """
+    c, n = moments.about, moments.weight
+    # Σ r x xᵀ = second + first cᵀ + c firstᵀ + N c cᵀ, as squares so that `outer` serves every kind.
+    mean = moments.first + n[:, None] * c
+    safe = jnp.where(n > 0, 1.0 / jnp.where(n > 0, n, 1.0), 0.0)
+    kind = moments.kind
+    second = moments.second + outer(mean, safe, kind) - outer(moments.first, safe, kind)
+    return Moments(jnp.zeros_like(c), n, mean, second, kind)
 
 
 # --- quadratic features: one matrix product for all components -----------------------------------

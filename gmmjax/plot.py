@@ -121,6 +121,28 @@ def plot_criterion(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def plot_entropy(ax: "Axes", entropy: ArrayLike) -> None:
+    """Draw the entropy of the clusters against their number, from `inference.merge_components`.
+
+    Args:
+        ax: the axes to draw on.
+        entropy: of 1, 2, ..., k clusters, in nats: `Merging.entropy`.
+
+    Raises:
+        ValueError: the entropy is not one number for each number of clusters.
+        ImportError: without the extra `plot`.
+    """
+    with optional_import("plot"):
+        from matplotlib.ticker import MaxNLocator
+    values = np.asarray(entropy, dtype=float)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"entropy: expected shape [k], k ≥ 1; got {values.shape}.")
+    ax.plot(np.arange(1, len(values) + 1), values, marker="o", color=PALETTE[0])
+    ax.set_xlabel("number of clusters")
+    ax.set_ylabel("entropy (nats)")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def _style(component: int) -> tuple[str, str]:
     color = PALETTE[component % len(PALETTE)]
     return color, _MARKERS[component // len(PALETTE) % len(_MARKERS)]

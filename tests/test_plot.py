@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from gmmjax.mixture import GaussianMixture
-from gmmjax.plot import PALETTE, plot_criterion, plot_mixture
+from gmmjax.plot import PALETTE, plot_criterion, plot_entropy, plot_mixture
 
 
 def axes():
@@ -169,3 +169,11 @@ def test_pyplot_is_never_imported():
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_entropy_is_drawn_against_the_number_of_clusters():
+    ax = axes()
+    plot_entropy(ax, [0.0, 1.0, 5.0])
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 0], [2, 1], [3, 5]])
+    with pytest.raises(ValueError, match="entropy: expected shape"):
+        plot_entropy(ax, [[1.0]])

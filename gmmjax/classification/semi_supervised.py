@@ -15,10 +15,10 @@ from gmmjax import checks, families, initialization, linalg, mixture, moments
 from gmmjax.blocks import Blocks
 from gmmjax.classification.labelled import UNLABELLED, LabelledMixture
 from gmmjax.em import blank, turn
-from gmmjax.fit import default_restarts, fit, stacked
+from gmmjax.fit import fit, stacked
 from gmmjax.frame import Frame
 from gmmjax.kmeans import KMeans
-from gmmjax.lanes import Lanes, best_of, default_batch
+from gmmjax.lanes import Lanes, best_of, default_batch, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree

@@ -18,7 +18,10 @@ from gmmjax.typing import Array, Float, pytree
 class HasCovariances(Protocol):
     """What `decompose` reads: a `GaussianMixture`."""
 
-    family: str
+    @property
+    def family(self) -> str:
+        """Its name."""
+        ...
 
     @property
     def covariances(self) -> Float[Array, "k d d"]:

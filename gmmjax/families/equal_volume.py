@@ -57,14 +57,20 @@ def _water_fill(spread: Array, count: Array, floor: Array) -> Array:
         m = jnp.argmax((candidates >= after), axis=-1)
         return jnp.take_along_axis(candidates, m[:, None], axis=-1)[:, 0], m + 1
 
-    def turn(_: Array, level: Array) -> Array:
+    def turn(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        i, _, level = carry
         log_mu, m = price(level)
         mu = jnp.where(used, jnp.exp(log_mu), 0.0)
         # On log Σ μ, which is closer to a line than Σ μ.
         slope = jnp.sum(mu / m) / jnp.sum(mu)
-        return jnp.maximum(level + (jnp.log(jnp.sum(mu)) - jnp.log(n)) / slope, 0.0)
+        return i + 1, level, jnp.maximum(level + (jnp.log(jnp.sum(mu)) - jnp.log(n)) / slope, 0.0)
 
-    level = lax.fori_loop(0, 50, turn, jnp.zeros((), spread.dtype))
+    def moving(carry: tuple[Array, Array, Array]) -> Array:
+        i, before, level = carry
+        return (i < 50) & (level > before + 4 * jnp.finfo(spread.dtype).eps * jnp.abs(level))
+
+    zero = jnp.zeros((), spread.dtype)
+    level = lax.while_loop(moving, turn, (jnp.asarray(0), zero - 1, zero))[2]
     log_mu, _ = price(level)
     variance = floor * jnp.exp(jnp.maximum(log_ratio - log_mu[:, None], 0.0))
     return variance.astype(spread.dtype)

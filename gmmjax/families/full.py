@@ -25,11 +25,12 @@ class Full:
 
     def precision(self) -> Float[Array, "k d d"]:
         inverse = linalg.inverse_lower(self.scale_tril)
-        return linalg.einsum("kca,kcb->kab", inverse, inverse)
+        return linalg.dot(jnp.swapaxes(inverse, -1, -2), inverse)
 
     def precision_times(self, m: Float[Array, "k d"]) -> Float[Array, "k d"]:
         inverse = linalg.inverse_lower(self.scale_tril)
-        return linalg.einsum("kba,kb->ka", inverse, linalg.einsum("kab,kb->ka", inverse, m))
+        whitened = linalg.dot(inverse, m[..., None])
+        return linalg.dot(jnp.swapaxes(inverse, -1, -2), whitened)[..., 0]
 
     def dense(self, k: int, d: int) -> Float[Array, "k d d"]:
         return linalg.dot(self.scale_tril, jnp.swapaxes(self.scale_tril, -1, -2))

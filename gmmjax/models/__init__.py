@@ -2,5 +2,14 @@
 
 from gmmjax.models.factor_analysis import FactorMixture
 from gmmjax.models.factor_fit import fit_factors
+from gmmjax.models.noise import NoisyMixture, log_hypervolume
+from gmmjax.models.noise_fit import NoiseResult, fit_noise
 
-__all__ = ["FactorMixture", "fit_factors"]
+__all__ = [
+    "FactorMixture",
+    "NoiseResult",
+    "NoisyMixture",
+    "fit_factors",
+    "fit_noise",
+    "log_hypervolume",
+]

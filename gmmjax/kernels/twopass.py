@@ -1,0 +1,193 @@
+"""Diagonal and spherical mixtures of many components, in two launches that meet in n numbers.
+
+The first walks over the components of a tile of rows with a running softmax (Milakov and Gimelshein
+2018) and leaves log p(x_i); the second gives each program a tile of components, whose sums stay in its
+registers while it walks over rows: r_ij = exp(log-joint − log p), computed again. A third of the work is
+done twice, and neither responsibilities nor log-joints are ever written.
+
+"tf32" rounds the natural parameters Aμ and −½A to TF32 once and computes the constant that belongs to
+them: the E-step of a model that differs by one part in 4000, exact but for the rounding of the
+rows. Rounding inside the products alone would leave a constant that fits no model.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from gmmjax.kernels.arithmetic import LOWEST, parts, power_of_two, product, to_tf32
+from gmmjax.kernels.tiles import Tile
+from gmmjax.moments import Second
+from gmmjax.typing import Array, Float
+
+
+def _rows(x_ref, start, *, n: int, tile: Tile, width: int) -> tuple[Array, Array]:
+    """Which rows, and a tile of them, 0 outside."""
+    d = x_ref.shape[1]
+    rows = start + jnp.arange(tile.rows, dtype=jnp.int32)
+    columns = jnp.arange(width, dtype=jnp.int32)
+    mask = (rows < n)[:, None] & (columns < d)[None, :]
+    return rows, plgpu.load(x_ref.at[rows[:, None], columns[None, :]], mask=mask, other=0.0)
+
+
+def _joint(x: Array, constant: Array, refs: list, chunk, kind: Second, precision: str) -> Array:
+    """The log-joint of a tile of rows and one of components."""
+    half = len(refs) // 2
+    linear = tuple(ref[chunk, :].T for ref in refs[:half])
+    joint = constant[None, :] + product(parts(x, precision), linear)
+    if kind is Second.DIAG:
+        square = tuple(ref[chunk, :].T for ref in refs[half:])
+        return joint + product(parts(x * x, precision), square)
+    return joint + jnp.sum(x * x, axis=1)[:, None] * refs[half][chunk][None, :]
+
+
+def _normaliser(x_ref, w_ref, constant_ref, *refs, n, kind, tile, width, precision):
+    *refs, log_prob_ref, log_likelihood_ref = refs
+    rows, x = _rows(x_ref, pl.program_id(0) * tile.rows, n=n, tile=tile, width=width)
+
+    def step(c: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        largest, total = carry
+        chunk = pl.ds(c * tile.components, tile.components)
+        joint = _joint(x, constant_ref[chunk], refs, chunk, kind, precision)
+        new = jnp.maximum(largest, jnp.max(joint, axis=1))
+        total = total * jnp.exp(largest - new) + jnp.sum(jnp.exp(joint - new[:, None]), axis=1)
+        return new, total
+
+    begin = (jnp.full(tile.rows, LOWEST), jnp.zeros(tile.rows, jnp.float32))
+    chunks = constant_ref.shape[0] // tile.components
+    largest, total = lax.fori_loop(0, chunks, step, begin)
+    log_prob = largest + jnp.log(total)
+    plgpu.store(log_prob_ref.at[rows], log_prob, mask=rows < n)
+    w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
+    log_likelihood_ref[0] = jnp.sum(w * log_prob)
+
+
+def _sums(x_ref, w_ref, log_prob_ref, constant_ref, *refs, n, kind, tile, width, precision):
+    *refs, weight_ref, first_ref, second_ref = refs
+    chunk = pl.ds(pl.program_id(0) * tile.components, tile.components)
+    program = pl.program_id(1)
+    constant = constant_ref[chunk]
+
+    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        weight, first, second = carry
+        start = (i * tile.programs + program) * tile.rows
+        rows, x = _rows(x_ref, start, n=n, tile=tile, width=width)
+        w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
+        log_prob = plgpu.load(log_prob_ref.at[rows], mask=rows < n, other=0.0)
+        joint = _joint(x, constant, refs, chunk, kind, precision)
+        # A row outside, or an absent one, may lie where the difference overflows.
+        r = jnp.where(w[:, None] > 0, w[:, None] * jnp.exp(joint - log_prob[:, None]), 0.0)
+        r_parts = tuple(part.T for part in parts(r, precision))
+        used = sum(parts(r, precision))
+        weight = weight + jnp.sum(used, axis=0)
+        first = first + product(r_parts, parts(x, precision))
+        if kind is Second.DIAG:
+            second = second + product(r_parts, parts(x * x, precision))
+        else:
+            second = second + jnp.sum(used * jnp.sum(x * x, axis=1)[:, None], axis=0)
+        return weight, first, second
+
+    zero = partial(jnp.zeros, dtype=jnp.float32)
+    k = tile.components
+    begin = (zero(k), zero((k, width)), zero((k, width) if kind is Second.DIAG else k))
+    steps = -(-n // (tile.rows * tile.programs))
+    weight, first, second = lax.fori_loop(0, steps, step, begin)
+    weight_ref[...], first_ref[...], second_ref[...] = weight, first, second
+
+
+def _natural(
+    coefficients: Float[Array, "k p"], d: int, precision: str
+) -> tuple[Array, Array, Array]:
+    """Constant, Aμ and −½A; rounded, with the constant of the rounded model, for "tf32"."""
+    constant, linear, square = (
+        coefficients[:, 0],
+        coefficients[:, 1 : d + 1],
+        coefficients[:, d + 1 :],
+    )
+    if precision == "high":
+        return constant, linear, square
+    # A spherical −½A enters no product of matrices, and stays as it is.
+    linear_r, square_r = to_tf32(linear), to_tf32(square) if square.shape[1] == d else square
+    change = 0.5 * jnp.sum(jnp.log(square_r / square), axis=1)
+
+    def size(b: Array, a: Array) -> Array:
+        return jnp.sum(b * b / a, axis=1) / 4  # −½ μᵀAμ
+
+    constant = constant + change + size(linear_r, square_r) - size(linear, square)
+    return constant, linear_r, square_r
+
+
+@partial(jax.jit, static_argnames=("kind", "tile", "precision", "interpret"))
+def sums(
+    coefficients: Float[Array, "k p"],
+    x: Float[Array, "n d"],
+    weights: Float[Array, "n"],
+    *,
+    kind: Second,
+    tile: Tile,
+    precision: str,
+    interpret: bool = False,
+) -> tuple[Float[Array, "k p"], Float[Array, ""]]:
+    """Σ_i w_i r_ij φ(x_i) and the log-likelihood; under `vmap`, one launch each for all models."""
+    k = coefficients.shape[0]
+    n, d = x.shape
+    width = power_of_two(d)
+    extra = -k % tile.components
+    constant, linear, square = _natural(coefficients, d, precision)
+    constant = jnp.pad(constant, (0, extra), constant_values=LOWEST)
+    linear = jnp.pad(linear, ((0, extra), (0, width - d)))
+    if kind is Second.DIAG:
+        squares = parts(jnp.pad(square, ((0, extra), (0, width - d))), precision)
+    else:
+        squares = (jnp.pad(square[:, 0], (0, extra)),)
+    tables = (constant, *parts(linear, precision), *squares)
+    if kind is Second.TRACE and precision == "high":
+        tables = (*tables, squares[0])  # so that the halves are of one length
+
+    def whole(*arrays: Array) -> list[pl.BlockSpec]:
+        return [pl.BlockSpec(a.shape, lambda *i, r=a.ndim: (0,) * r) for a in arrays]
+
+    out = jax.ShapeDtypeStruct
+    options = {
+        "compiler_params": plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
+        "interpret": interpret,
+    }
+    static = {"n": n, "kind": kind, "tile": tile, "width": width, "precision": precision}
+    row_tiles = -(-n // tile.rows)
+    log_prob, log_likelihood = pl.pallas_call(
+        partial(_normaliser, **static),
+        grid=(row_tiles,),
+        in_specs=whole(x, weights, *tables),
+        out_specs=[pl.BlockSpec((n,), lambda i: (0,)), pl.BlockSpec((1,), lambda i: (i,))],
+        out_shape=[out((n,), jnp.float32), out((row_tiles,), jnp.float32)],
+        name="gmm_normaliser",
+        **options,
+    )(x, weights, *tables)
+
+    kt, padded = tile.components, k + extra
+    second_shape = (width,) if kind is Second.DIAG else ()
+    weight, first, second = pl.pallas_call(
+        partial(_sums, **static),
+        grid=(padded // kt, tile.programs),
+        in_specs=whole(x, weights, log_prob, *tables),
+        out_specs=[
+            pl.BlockSpec((None, kt), lambda j, i: (i, j)),
+            pl.BlockSpec((None, kt, width), lambda j, i: (i, j, 0)),
+            pl.BlockSpec(
+                (None, kt, *second_shape), lambda j, i: (i, j, 0)[: 2 + len(second_shape)]
+            ),
+        ],
+        out_shape=[
+            out((tile.programs, padded), jnp.float32),
+            out((tile.programs, padded, width), jnp.float32),
+            out((tile.programs, padded, *second_shape), jnp.float32),
+        ],
+        name="gmm_sums",
+        **options,
+    )(x, weights, log_prob, *tables)
+    weight, first, second = (jnp.sum(a, axis=0)[:k] for a in (weight, first, second))
+    second = second[:, :d] if kind is Second.DIAG else second[:, None]
+    return jnp.concatenate([weight[:, None], first[:, :d], second], axis=1), jnp.sum(log_likelihood)

@@ -1,0 +1,249 @@
+"""The Pallas kernels: interpreted against float64, lowered for CUDA, and on a GPU where there is one."""
+
+import dataclasses
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+from gmmjax import expectation, families, kernels, moments
+from gmmjax.kernels import nearest, onepass, tiles, twopass, unrolled
+from gmmjax.kernels.arithmetic import to_tf32
+from gmmjax.kernels.tiles import Tile
+from gmmjax.kmeans import KMeans
+
+pytestmark = pytest.mark.own_dtype
+
+SMALL = {  # tiles that make small data odd: several programs, the last tile not full
+    "unrolled": Tile(rows=16, programs=2),
+    "onepass": Tile(rows=16, features=16, lanes=2, programs=3),
+    "twopass": Tile(rows=16, components=16, programs=3),
+    "nearest": Tile(rows=16, components=16, programs=3),
+}
+HAS_GPU = any(d.platform == "gpu" for d in jax.devices())
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(tiles, "of", lambda kernel, size, n: SMALL[kernel])
+
+
+def problem(n: int, d: int, k: int, family: str, dtype: type = np.float32):
+    """A model, rows, and weights of which every seventh is 0."""
+    with jax.enable_x64(True):
+        x = problems.blobs(0, n, d, k) if d > 1 or n > 1 else np.zeros((n, d))
+        model = problems.start(0, x, k, family)
+        weights = np.random.default_rng(0).uniform(0, 2, n)
+        weights[::7] = 0
+        cast = partial(jnp.asarray, dtype=dtype)
+        return jax.tree.map(cast, model), cast(x), cast(weights)
+
+
+def exact(n: int, d: int, k: int, family: str):
+    """By differences, in float64, then about the origin."""
+    model, x, weights = problem(n, d, k, family, np.float64)
+    with jax.enable_x64(True):
+        joint = expectation.log_joint(model.log_weights, model.means, model.factors, x)
+        top = jnp.max(joint, axis=0)
+        log_prob = top + jnp.log(jnp.sum(jnp.exp(joint - top), axis=0))
+        r = (jnp.exp(joint - log_prob) * weights).T
+        kind = families.get(family).second
+        sums = moments.from_responsibilities(x, r, jnp.zeros((k, d)), kind)
+        return sums, jnp.sum(weights * log_prob), jnp.sum(weights)
+
+
+def agree(found, expected, tolerance, of_sums=None):
+    (sums, value), (want, log_likelihood, weight) = found, expected
+    assert abs(float(value) - float(log_likelihood)) <= tolerance * float(weight)
+    for name in ("weight", "first", "second"):
+        a, b = np.asarray(getattr(sums, name)), np.asarray(getattr(want, name))
+        assert a.shape == b.shape
+        atol = (of_sums or tolerance) * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+
+CASES = [
+    ("full", 70, 2, 2, "unrolled", "high"),
+    ("spherical", 37, 1, 1, "unrolled", "high"),
+    ("full", 77, 1, 50, "onepass", "high"),
+    ("full", 131, 5, 20, "onepass", "tf32"),
+    ("diag", 131, 5, 20, "twopass", "high"),
+    ("diag", 131, 5, 20, "twopass", "tf32"),
+    ("spherical", 131, 12, 17, "twopass", "high"),
+    ("spherical", 131, 12, 17, "twopass", "tf32"),
+]
+
+
+@pytest.mark.parametrize(("family", "n", "d", "k", "kernel", "precision"), CASES)
+def test_the_kernel_is_the_e_step(small, family, n, d, k, kernel, precision):
+    assert kernels.choose(family, k, d) == kernel
+    model, x, weights = problem(n, d, k, family)
+    with jax.enable_x64(False):
+        found = kernels.expect(model.prepare(), x, weights, precision=precision, interpret=True)
+    if precision == "high":
+        agree(found, exact(n, d, k, family), 5e-6)
+    else:
+        # One part in 4096 of log-densities of about 20: responsibilities move by as much as 5e-3.
+        agree(found, exact(n, d, k, family), 1e-3, of_sums=5e-3)
+
+
+@pytest.mark.slow
+def test_sixty_four_features(small, monkeypatch):
+    monkeypatch.setitem(SMALL, "onepass", Tile(rows=64, features=64, programs=2))
+    model, x, weights = problem(150, 64, 3, "full")
+    with jax.enable_x64(False):
+        found = kernels.expect(model.prepare(), x, weights, interpret=True)
+    agree(found, exact(150, 64, 3, "full"), 1e-4)
+
+
+def test_lanes_are_one_launch(small):
+    """Three lanes in tiles of two, over the same rows; and problems of their own rows."""
+    model, x, weights = problem(131, 5, 20, "full")
+    scales = jnp.array([1.0, 1.5, 0.7], jnp.float32)
+    with jax.enable_x64(False):
+        lanes = jax.vmap(lambda s: model.affine(jnp.zeros(5, jnp.float32), s))(scales)
+        run = partial(kernels.expect, interpret=True)
+        one = jax.jit(lambda m, x, w: run(m.prepare(), x, w))
+        both = jax.vmap(one, (0, None, None))
+        assert str(jax.make_jaxpr(both)(lanes, x, weights)).count("pallas_call[") == 1
+        together = both(lanes, x, weights)
+        own = jnp.stack([x, x[::-1], x + 0.1])
+        apart = jax.vmap(one, (0, 0, None))(lanes, own, weights)
+        for i in range(3):
+            lane = jax.tree.map(lambda a, i=i: a[i], lanes)
+            for all_lanes, rows in ((together, x), (apart, own[i])):
+                found = jax.tree.map(lambda a, i=i: a[i], all_lanes)
+                want = expectation.by_features(lane.prepare(), rows, weights)
+                agree(found, (*want, jnp.sum(weights)), 1e-5)
+
+
+@pytest.mark.parametrize("precision", kernels.PRECISIONS)
+def test_kmeans(small, precision):
+    _, x, weights = problem(131, 5, 20, "diag")
+    centers = x[3:23]
+    with jax.enable_x64(False):
+        weight, first, far, point, inertia = kernels.assign(
+            centers, x, weights, room=8, precision=precision, interpret=True
+        )
+        want, minus = KMeans(centers).expect(x, weights)
+    np.testing.assert_allclose(weight, want.weight, rtol=1e-5)
+    np.testing.assert_allclose(first, want.first, atol=1e-4 if precision == "high" else 2e-2)
+    np.testing.assert_allclose(inertia, -minus, rtol=1e-5)
+    np.testing.assert_allclose(far[0], want.far_distance[0], rtol=1e-5)
+    np.testing.assert_allclose(point[0], want.far_point[0])
+    assert np.all(np.diff(far) <= 0)
+
+
+def test_expectation_asks_for_the_kernel(small):
+    """The hook: a `Prepared` that names a precision lowers to a kernel, and falls back where it cancels."""
+    model, x, weights = problem(131, 5, 20, "full")
+
+    def lowered(kernel: str) -> str:
+        p = dataclasses.replace(model.prepare(), kernel=kernel)
+        step = jax.jit(lambda x: p.expect(x, weights))
+        return step.trace(x).lower(lowering_platforms=("cuda",)).as_text()
+
+    with jax.enable_x64(False):
+        assert "triton" in lowered("high")
+        assert "triton" not in lowered("")
+
+
+def test_rounding_is_to_the_nearest():
+    a = jnp.asarray(np.random.default_rng(0).normal(size=4000), jnp.float32)
+    b = np.asarray(to_tf32(a))
+    assert np.all(np.abs(b - a) <= 2.0**-11 * np.abs(a))
+    assert np.all(b.view(np.int32) & 0x1FFF == 0)
+    assert abs(np.mean((b - a) / a)) < 2e-5  # dropping the bits would give 3e-4
+    assert np.isposinf(to_tf32(jnp.float32(np.inf)))
+
+
+def test_what_no_kernel_serves():
+    assert kernels.supports("diag", 1024, 128, jnp.float32) is True
+    for arguments in (
+        ("tied", 3, 2, "float32"), ("full", 3, 65, "float32"), ("diag", 3, 129, "float32"),
+        ("full", 3, 2, "float64"),
+    ):  # fmt: skip
+        assert not kernels.supports(*arguments)
+    model, x, weights = problem(37, 1, 1, "spherical")
+    with pytest.raises(ValueError, match="precision: expected one of high, tf32"):
+        kernels.expect(model.prepare(), x, weights, precision="highest")
+
+
+def test_pallas_is_imported_only_when_asked_for():
+    # JAX itself imports parts of it.
+    names = "{'jax.experimental.pallas', 'gmmjax.kernels'}"
+    code = f"import sys, gmmjax; assert not {names} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+FULL, DIAG, TRACE = moments.Second.FULL, moments.Second.DIAG, moments.Second.TRACE
+MIXTURES = {  # the shapes of the benchmark: lanes, k, d, n, kind
+    "A": (1, 32, 16, 2**20, FULL),
+    "B": (16, 32, 16, 2**20, FULL),
+    "C": (4, 64, 64, 2**17, FULL),
+    "E": (1, 1024, 128, 2**20, DIAG),
+    "F": (1, 1024, 128, 2**20, TRACE),
+}
+
+
+@pytest.mark.parametrize("precision", kernels.PRECISIONS)
+@pytest.mark.parametrize("case", [*MIXTURES, "D", "G", "H", "I"])
+def test_lowers_for_cuda(case, precision):
+    """To Triton's IR, without a GPU: what Triton cannot express is refused here."""
+    held = partial(kernels._held, precision=precision)
+    if case in MIXTURES:
+        lanes, k, d, n, kind = MIXTURES[case]
+        arguments = shape(lanes, k, unrolled.width(d, kind)), shape(n, d), shape(n)
+        if kind is FULL:
+            fn = partial(
+                onepass.sums, kind=kind, tile=tiles.of("onepass", k, n), precision=precision
+            )
+        else:
+            tile = tiles.of("twopass", held(d), n)
+            one = partial(twopass.sums, kind=kind, tile=tile, precision=precision)
+            fn = jax.vmap(one, (0, None, None))
+    elif case == "D":
+        fn = jax.vmap(partial(unrolled.sums, kind=FULL, tile=tiles.of("unrolled", 0, 2**13)))
+        arguments = shape(1024, 8, 15), shape(1024, 2**13, 4), shape(1024, 2**13)
+    else:
+        lanes, k, d, n = {
+            "G": (1, 256, 32, 2**20),
+            "H": (1, 1024, 128, 2**20),
+            "I": (32, 256, 64, 2**16),
+        }[case]
+        fn = jax.vmap(
+            partial(nearest.sums, tile=tiles.of("nearest", held(d), n), precision=precision)
+        )
+        arguments = shape(lanes, k, d), shape(lanes, n, d), shape(lanes, n)
+    with jax.enable_x64(False):
+        text = jax.jit(fn).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU here; the same kernels run in interpret mode above")
+@pytest.mark.parametrize("precision", kernels.PRECISIONS)
+@pytest.mark.parametrize(
+    ("family", "n", "d", "k"),
+    [("full", 5001, 3, 4), ("full", 5001, 16, 32), ("full", 5001, 64, 64), ("diag", 5001, 100, 300),
+     ("spherical", 5001, 128, 70), ("full", 129, 1, 50)],
+)  # fmt: skip
+def test_on_a_gpu(family, n, d, k, precision):
+    model, x, weights = problem(n, d, k, family)
+    with jax.enable_x64(False):
+        found = jax.jit(lambda m: kernels.expect(m.prepare(), x, weights, precision=precision))(
+            model
+        )
+    if precision == "high":
+        agree(found, exact(n, d, k, family), 1e-4)
+    else:
+        agree(found, exact(n, d, k, family), 1e-3, of_sums=5e-3)
