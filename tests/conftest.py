@@ -1,10 +1,18 @@
 """What every test of the suite runs under.
 
 The suite runs twice, in JAX's default mode and with x64 on. What sets its own dtype runs once.
+Compiled programs are kept on disk, in pytest's cache, so that workers and processes share them and a second
+run compiles next to nothing; jax reads these variables when it is imported, and passes them on.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+PROGRAMS = Path(__file__).resolve().parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest

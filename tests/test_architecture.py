@@ -1,6 +1,7 @@
 """The rooms of docs/architecture.md: arrows point one way, and the core imports no edge."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,8 +55,21 @@ def test_the_core_imports_no_edge():
             assert not targets & EDGES, name
 
 
-def test_every_room_is_in_the_architecture_page():
+def rooms_of_the_page() -> list[str]:
+    """The rooms in the order of the table "The rooms, from the ground up"."""
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
-    for name in arrows():
-        if not name.startswith("_") and name != "data":
-            assert f"`{name}`" in page or f"`{name}/`" in page, name
+    table = page.split("## The rooms, from the ground up")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| (.*?`.*?) \|", table, re.MULTILINE)
+    return [name for cell in first_cells for name in re.findall(r"`(\w+)/?`", cell)]
+
+
+def test_every_room_is_in_the_architecture_page_once():
+    named = {name for name in arrows() if not name.startswith("_") and name != "data"}
+    assert sorted(rooms_of_the_page()) == sorted(named)
+
+
+def test_each_room_imports_only_from_rooms_above_it_on_the_page():
+    order = {name: place for place, name in enumerate(rooms_of_the_page())}
+    for name, targets in arrows().items():
+        for target in targets & order.keys():
+            assert name not in order or order[target] < order[name], f"{name} imports {target}"
