@@ -15,7 +15,6 @@ NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 MEGABYTE = 2**20
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     bool(jax.config.jax_enable_x64), reason="a notebook runs in JAX's default mode, once"
 )
