@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from gmmjax import checks, linalg
+from gmmjax.backend import lanes_a_batch
 from gmmjax.blocks import DEFAULT_BLOCK, Blocks, bucketed, split, total
 from gmmjax.em import blank, turn
-from gmmjax.lanes import Lanes, best_of, default_batch, in_batches
+from gmmjax.lanes import Lanes, best_of, in_batches
 from gmmjax.moments import column_mean
 from gmmjax.seeding import kmeans_plus_plus, random_points
 from gmmjax.status import Status
@@ -210,7 +211,7 @@ def kmeans(
             )
         start = start[None] if start.ndim == 2 else start
         lanes, init = start.shape[0], "centers"
-    batch = default_batch(n, k, block) if restart_batch is None else restart_batch
+    batch = lanes_a_batch(n, k, block, x.dtype) if restart_batch is None else restart_batch
     batch = min(checks.count(batch, "restart_batch"), lanes)
     padded, w = bucketed(x, w, block)
     result = _kmeans(

@@ -19,10 +19,11 @@ from gmmjax import blocks as blocks_
 from gmmjax import checks, initialization
 from gmmjax import families as families_
 from gmmjax._optional import optional_import
+from gmmjax.backend import lanes_a_batch
 from gmmjax.candidate import Candidate, Choice, extract, groups
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, default_batch, default_restarts
+from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.search import search
 from gmmjax.status import FitError, Status, is_success
@@ -185,7 +186,7 @@ def select(
     if splits is not None:
         splits = jnp.pad(splits, ((0, 0), (0, x.shape[0] - n))).astype(x.dtype)
     capacity = ks[-1]
-    batch = min(default_batch(n, capacity, block), lanes)
+    batch = min(lanes_a_batch(n, capacity, block, x.dtype), lanes)
     options = (
         jnp.asarray(reg, x.dtype),
         jnp.asarray(tol, x.dtype),
