@@ -119,9 +119,16 @@ class KMeans:
 
 
 def _nearest(centers: Float[Array, "k d"], x: Float[Array, "n d"]) -> Int[Array, "n"]:
-    """argmin_j ½‖μ_j‖² − μ_j·x: half the squared distance, up to a term in x."""
+    """argmin_j ½‖μ_j‖² − μ_j·x: half the squared distance, up to a term in x.
+
+    A minimum, and the first index that attains it: XLA's argmin on a CPU is not vectorised.
+    """
+    k = centers.shape[0]
     half = 0.5 * jnp.sum(centers * centers, axis=1)
-    return jnp.argmin(half[:, None] - linalg.dot(centers, x.T), axis=0)
+    distance = half[:, None] - linalg.dot(centers, x.T)
+    least = jnp.min(distance, axis=0)
+    index = jnp.where(distance <= least, jnp.arange(k)[:, None], k - 1)  # NaN: any will do
+    return jnp.min(index, axis=0)
 
 
 def scale_of(blocks: Blocks) -> Float[Array, ""]:
