@@ -76,7 +76,7 @@ def propose(memory: Memory, moments: Any, change: Float[Array, ""]) -> Trial:
         lambda u2, u0, r, v: jnp.where(ready, u0 + 2 * step * r + step**2 * v, u2),
         here, memory.earlier, r, v,
     )  # fmt: skip
-    far = moments.at(point) if hasattr(moments, "at") else point
+    far = moments.at(point) if hasattr(moments, "coordinates") else point
     source = jax.tree.map(lambda a, b: jnp.where(ready, a, b), far, moments)
     return Trial(source, point, ready, step)
 

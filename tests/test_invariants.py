@@ -151,8 +151,10 @@ def test_a_fit_moves_with_its_data(family, name):
         return  # not a property of this family: a diagonal covariance does not stay so when turned
     x = blobs(11, 400, 2, 3)
     labels = labels_of(x)
-    before = fitted(x, family, labels, tol=1e-6, reg=0.0)
-    after = fitted(x @ a.T + b, family, labels, tol=1e-6, reg=0.0)
+    # EM's own path: an accelerated one comes to the same limit by steps that depend on the coordinates.
+    options = {"tol": 1e-6, "reg": 0.0, "accelerate": False}
+    before = fitted(x, family, labels, **options)
+    after = fitted(x @ a.T + b, family, labels, **options)
     tol = tolerance(1e-6, 2e-2)
     jacobian = len(x) * np.linalg.slogdet(a)[1]
     np.testing.assert_allclose(

@@ -61,7 +61,7 @@ def test_the_limit_from_given_labels_is_that_of_mclust(model):
     labels = np.where(noise, -1, np.where(x[:, 0] > 75, 1, 0))
     ours = fit(2, model, init=labels, tol=1e-13, max_steps=5000, reg=0.0)
     theirs = figures("noise_chevron")["from_labels"][model]
-    assert float(ours.log_likelihood) >= theirs["loglik"] - 1e-9
+    assert float(ours.log_likelihood) >= theirs["loglik"] - 1e-7  # they are given to 12 digits
     if model == "VVE":  # mclust's M-step is not one there (see FAMILIES.md)
         assert float(ours.log_likelihood) == pytest.approx(theirs["loglik"], abs=1e-3)
         return

@@ -212,6 +212,8 @@ class NoisyMixture:
         variance = moments.total_variance(moments.centre(sums.everything))
         mixture, status = self.mixture.maximize(sums.own, prior=prior, reg=reg, variance=variance)
         log_odds = jnp.log(sums.noise) - jnp.log(jnp.sum(sums.own.weight))
+        # N₀ is a difference: where there is no noise its rounding would be taken for some.
+        log_odds = jnp.where(self.log_odds == -jnp.inf, -jnp.inf, log_odds)
         return dataclasses.replace(self, mixture=mixture, log_odds=log_odds), status
 
     def log_prior(self, prior: Prior) -> Float[Array, ""]:

@@ -134,7 +134,9 @@ def _record(
         best=jax.tree.map(choose, (states.network, states.prior), progress.best),
         best_elbo=jnp.where(better, summary.elbo, progress.best_elbo),
         since=since,
-        history=jax.tree.map(lambda a, b: a.at[progress.done].set(b), progress.history, summary),
+        history=jax.tree.map(
+            lambda a, b: a.at[progress.done].set(b.astype(a.dtype)), progress.history, summary
+        ),
         done=progress.done + 1,
     )
 
