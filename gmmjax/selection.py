@@ -7,6 +7,7 @@ programs and not 126.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,8 @@ from gmmjax.status import FitError, Status, is_success
 from gmmjax.typing import Array, ArrayLike, Float, Key, pytree
 
 CRITERIA = ("bic", "icl", "aic", "cv")
+THREADS = 2
+"""Groups of families that are fitted at once: a program of a fit keeps one core of a CPU busy."""
 
 
 @dataclass(frozen=True)
@@ -193,21 +196,30 @@ def select(
         jnp.asarray(max_steps, jnp.int32),
     )
     order = list(families_.names())
-    found = {}
-    with _bar(len(ks) * len(names), progress) as update:
-        for group in groups(names):
+    x64 = jax.config.jax_enable_x64
+
+    def fitted(group: tuple[str, ...], update: Callable[[], object]) -> dict[tuple, Cell]:
+        found = {}
+        with jax.enable_x64(x64):  # a thread begins in the default mode
             for index, name in enumerate(group):
                 for k in ks:
                     choice = Choice(jnp.asarray(k, jnp.int32), jnp.asarray(index, jnp.int32))
                     # A key of its own for each cell: what one finds does not hang on the others.
                     mine = jax.random.fold_in(jax.random.fold_in(key, k), order.index(name))
-                    fitted = _fit(
+                    out = _fit(
                         mine, x, w, splits, choice, *options, names=group, capacity=capacity,
                         lanes=lanes, block=min(block, x.shape[0]), batch=batch,
                         accelerate=bool(accelerate),
                     )  # fmt: skip
-                    found[k, name] = _cell(fitted, k, name, d, n, criterion)
+                    found[k, name] = _cell(out, k, name, d, n, criterion)
                     update()
+        return found
+
+    # A group compiles while another runs. The largest takes longest, and comes first.
+    parts = sorted(groups(names), key=len, reverse=True)
+    with _bar(len(ks) * len(names), progress) as update, ThreadPoolExecutor(THREADS) as pool:
+        every = pool.map(lambda group: fitted(group, update), parts)
+        found = {at: cell for part in every for at, cell in part.items()}
     cells = tuple(found[k, name] for name in names for k in ks)
     result = SelectionResult(criterion, cells)
     if throw and not any(cell.usable for cell in cells):
