@@ -2,7 +2,8 @@
 # Needed on the machine: Python 3.11 or newer, and make.
 #
 #   make demo             fit Old Faithful with 64 restarts for k = 1 to 9, into demo-output/
-#   make test             the test suite, once in float32 and once with JAX's x64 mode on
+#   make test             the test suite, in float32 and with JAX's x64 mode on
+#   make test-slow        the long tests, which `make test` leaves out
 #   make lint             ruff (lint and format) and pyright
 #   make gpu-bench        on a machine with a GPU: the kernels' tests there, then cases A to I
 #
@@ -16,7 +17,7 @@ PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-float32 test-float64 lint format bench gpu-bench gpu-gmvae clean
+.PHONY: help demo test test-float32 test-float64 test-slow lint format bench gpu-bench gpu-gmvae clean
 # Two installs into one environment at once would spoil it.
 .NOTPARALLEL:
 
@@ -41,13 +42,21 @@ $(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-venv
 demo: $(VENV)/.stamp-cli
 	$(BIN)/gmmjax fit faithful -k 1:9 --restarts 64 --out demo-output
 
+# Most of a test is compilation. LLVM without its optimisations halves it, and leaves XLA's own passes as
+# they are: make test XLA_FLAGS= compiles as users do.
+test-float32 test-float64 test-slow: export XLA_FLAGS ?= --xla_backend_optimization_level=0
+
 test: test-float32 test-float64
 
 test-float32: $(VENV)/.stamp-test
-	JAX_ENABLE_X64=0 $(PYTEST) $(PYTEST_ARGS)
+	JAX_ENABLE_X64=0 $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-float64: $(VENV)/.stamp-test
-	JAX_ENABLE_X64=1 $(PYTEST) -m 'not own_dtype' $(PYTEST_ARGS)
+	JAX_ENABLE_X64=1 $(PYTEST) -m 'not slow and not own_dtype' $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.stamp-test
+	JAX_ENABLE_X64=0 $(PYTEST) -m slow $(PYTEST_ARGS)
+	JAX_ENABLE_X64=1 $(PYTEST) -m 'slow and not own_dtype' $(PYTEST_ARGS)
 
 # The type checker reads the optional libraries' types, so `test` is installed too.
 lint: $(VENV)/.stamp-test $(VENV)/.stamp-lint

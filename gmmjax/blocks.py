@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gmmjax.typing import Array, Float, pytree
+from gmmjax.backend import Choice, bucket
+from gmmjax.typing import Array, Float, pytree, static
 
 DEFAULT_BLOCK = 1024
-"""Rows a block on a CPU: features and responsibilities of one block stay in the L2 cache."""
+"""Rows a block where nothing is known of the model; `backend.choose` knows more."""
 
 T = TypeVar("T")
 
@@ -26,6 +27,8 @@ class Blocks:
 
     data: Any
     weights: Float[Array, "blocks rows"]
+    how: Choice = static(default=Choice())
+    """How sums over them are computed."""
 
     @property
     def total_weight(self) -> Float[Array, ""]:
@@ -52,7 +55,12 @@ class Compensated:
         return Compensated(value, (value - self.value) - part)
 
 
-def split(data: Any, weights: Float[Array, "n"] | None = None, block: int | None = None) -> Blocks:
+def split(
+    data: Any,
+    weights: Float[Array, "n"] | None = None,
+    block: int | None = None,
+    how: Choice | None = None,
+) -> Blocks:
     """Lay rows out in blocks.
 
     The filling repeats the first row, with weight 0: a row of zeros could lie so far from the data
@@ -73,21 +81,16 @@ def split(data: Any, weights: Float[Array, "n"] | None = None, block: int | None
         return a.reshape(count, block, *a.shape[1:])
 
     w = jnp.concatenate([w, jnp.zeros(extra, dtype)]) if extra else w
-    return Blocks(jax.tree.map(lay, data), w.reshape(count, block))
+    return Blocks(jax.tree.map(lay, data), w.reshape(count, block), how or Choice())
 
 
 def bucketed(
     x: Float[Array, "n d"], weights: Float[Array, "n"] | None, block: int
 ) -> tuple[Float[Array, "m d"], Float[Array, "m"]]:
-    """Fill the rows up to a round number with weight 0, so that data of like size share a program.
-
-    At most one part in eight is added, and whole blocks where there is more than one.
-    """
+    """Fill the rows up to a round number with weight 0, so that data of like size share a program."""
     n = x.shape[0]
     w = jnp.ones(n, x.dtype) if weights is None else weights
-    step = max(8, 2 ** max(n.bit_length() - 4, 0))
-    step = max(step, block) if n > block else step
-    extra = -n % step
+    extra = bucket(n, block) - n
     if extra == 0:
         return x, w
     fill = jnp.broadcast_to(x[:1], (extra, x.shape[1]))

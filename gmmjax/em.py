@@ -344,7 +344,27 @@ def em(
     >>> [round(float(m), 2) for m in result.model.means[:, 0]]
     [0.1, 4.1]
     """
+    _check_dtypes(model, data)
     return _em(model, data, weights, prior, reg, tol, max_steps, block, accelerate)
+
+
+def _check_dtypes(model: Any, data: Any) -> None:
+    """A step gives parameters in the wider dtype of the two, and they must be those of the model."""
+
+    def widest(tree: Any) -> jnp.dtype | None:
+        floating = [
+            a.dtype
+            for a in jax.tree.leaves(tree)
+            if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating)
+        ]
+        return jnp.result_type(*floating) if floating else None
+
+    own, given = widest(model), widest(data)
+    if own is not None and given is not None and jnp.promote_types(own, given) != own:
+        raise TypeError(
+            f"data: expected dtype {own}, that of the model's parameters, or a narrower one; got "
+            f"{given}. Convert the data, or create the model with {given} parameters."
+        )
 
 
 @partial(jax.jit, static_argnums=(7, 8))

@@ -42,7 +42,6 @@ class Prepared:
     coefficients: Float[Array, "k p"]  # of log φ_j N(x; μ_j, Σ_j) on the features of x
     cancels: Bool[Array, ""]  # whether the features would lose too many digits
     family: str = static()
-    kernel: str = static(default="")  # the precision of a fused kernel; "" for plain XLA
 
     def expect(
         self,
@@ -62,30 +61,29 @@ class Prepared:
             return incomplete.expect(self, x, weights, evidence)
         if isinstance(x, Uncertain):
             return by_differences(self, x.x, weights, evidence, background, x.variance)
-        if self.kernel and evidence is None and background is None:
-            from gmmjax import kernels
-
-            fast = kernels.expect(self, x, weights, precision=self.kernel)
-        else:
-            fast = by_features(self, x, weights, evidence, background)
         return linalg.when(
             self.cancels,
             lambda: by_differences(self, x, weights, evidence, background),
-            fast,
+            by_features(self, x, weights, evidence, background),
         )
 
     def collect(self, blocks: Blocks) -> tuple[Moments, Float[Array, ""]]:
         """The sum of `expect` over all blocks, faster: one choice of form for all of them, and sums of
-        features that become moments once, at the end.
+        features that become moments once, at the end. `blocks.how` names the kernel and its precision.
         """
-        if self.kernel or isinstance(blocks.data, Incomplete | Uncertain):
+        if isinstance(blocks.data, Incomplete | Uncertain):
             return blocks_.collect(self.expect, blocks)
-        sums, log_likelihood = blocks_.collect(partial(feature_sums, self), blocks)
-        kind = families.get(self.family).second
+        precision = blocks.how.precision
+        if blocks.how.kernel == "pallas":
+            from gmmjax import kernels
+
+            fast = blocks_.collect(partial(kernels.expect, self, precision=precision), blocks)
+        else:
+            by_block = partial(feature_sums, self, precision=precision)
+            sums, log_likelihood = blocks_.collect(by_block, blocks)
+            fast = moments.from_features(*sums, families.get(self.family).second), log_likelihood
         return linalg.when(
-            self.cancels,
-            lambda: blocks_.collect(partial(by_differences, self), blocks),
-            (moments.from_features(*sums, kind), log_likelihood),
+            self.cancels, lambda: blocks_.collect(partial(by_differences, self), blocks), fast
         )
 
 
@@ -156,12 +154,16 @@ def feature_sums(
     weights: Float[Array, "n"],
     evidence: Float[Array, "n k"] | None = None,
     background: Float[Array, ""] | None = None,
+    precision: str = "highest",
 ) -> tuple[tuple[Float[Array, "k p"], Array | None], Float[Array, ""]]:
-    """What `moments.from_features` makes moments of, and the log-likelihood."""
+    """What `moments.from_features` makes moments of, and the log-likelihood.
+
+    The first product cancels, so "tf32" is for the second alone, where rounding averages out.
+    """
     kind = families.get(p.family).second
     xt = x.T
     phi = moments.features(xt, kind)
-    log_joint = linalg.dot(p.coefficients, phi)
+    log_joint = linalg.dot(p.coefficients, phi, "high" if precision == "tf32" else precision)
     common = None
     if kind.pooled:
         # One precision for all components: −½ xᵀAx is common to them and leaves the softmax alone.
@@ -171,7 +173,7 @@ def feature_sums(
     responsibilities, row_log_prob = _softmax(_with(log_joint, evidence), weights, other)
     row_log_prob = row_log_prob if common is None else row_log_prob + common
     counted = weights if background is None else jnp.sum(responsibilities, axis=0)
-    sums = linalg.dot(responsibilities, phi.T), moments.pooled(xt, counted, kind)
+    sums = linalg.dot(responsibilities, phi.T, precision), moments.pooled(xt, counted, kind)
     return sums, jnp.sum(weights * row_log_prob)
 
 

@@ -10,15 +10,16 @@ import numpy as np
 from gmmjax import blocks as blocks_
 from gmmjax import checks, families, initialization
 from gmmjax import missing as missing_
+from gmmjax.backend import Choice, choose
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, default_batch, default_restarts
+from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.search import search
 from gmmjax.status import Status, summarize
-from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
+from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
 
 
 @pytree
@@ -32,6 +33,7 @@ class FitResult:
     n_steps: Int[Array, ""]  # M-steps of the best lane
     best: Int[Array, ""]  # which lane it was
     lanes: Lanes  # how every lane ended
+    choice: Choice = static(default=Choice())  # how it was computed
 
     @property
     def message(self) -> str:
@@ -56,6 +58,8 @@ def fit(
     restart_batch: int | None = None,
     accelerate: bool = True,
     missing: str = "refuse",
+    kernel: str = "auto",
+    precision: str = "high",
     throw: bool = True,
 ) -> FitResult:
     """Fit a Gaussian mixture by EM from many starts at once, and keep the best.
@@ -82,15 +86,20 @@ def fit(
       converged. With 0, exactly `max_steps` are taken.
     - `max_steps`: the most M-steps of a lane.
     - `block`: rows a block. Memory is O(lanes in a batch · k · block), and does not grow with n.
-    - `restart_batch`: slots, the lanes that step together; see `lanes.default_batch`.
+    - `restart_batch`: slots, the lanes that step together. For both, `None` lets `backend` choose.
     - `accelerate`: larger steps where EM is slow, see `acceleration`; False for plain EM.
     - `missing`: "refuse" raises on NaN. "marginalize" takes it for a value missing at random and
       integrates it out; the log-likelihood is then that of the values that are known (see `incomplete`).
+    - `kernel`: "auto", "xla" or "pallas" (fused kernels for a GPU); `precision` of the matrix products
+      in float32 on a GPU: "highest", "high" (as accurate, on the tensor cores) or "tf32" (within 1e-3
+      nats a sample). Everywhere else products are at full precision. The result's `choice` says what
+      was taken.
     - `throw`: raise `FitError` where no lane ends with a finite model; otherwise the status says so.
 
-    Only `n_components`, `family`, `init`'s kind, `restarts`, `block`, `restart_batch` and `accelerate`
-    are structure: new values of anything else compile nothing. Under `jit` or `vmap` values cannot be
-    looked at, nothing is raised for them, and the status tells.
+    Only `n_components`, `family`, `init`'s kind, `restarts`, and how it is computed (`block`,
+    `restart_batch`, `kernel`, `precision`, `accelerate`) are structure: new values of anything else
+    compile nothing. Under `jit` or `vmap` values cannot be looked at, nothing is raised for them, and the
+    status tells.
 
     **Raises** `TypeError`, `ValueError` for arguments that cannot be used; `FitError`.
 
@@ -117,7 +126,6 @@ def fit(
         checks.nonnegative(value, label)
     work = n if known is None else n * d  # a step costs up to d times as much
     lanes = default_restarts(work, k, d) if restarts is None else checks.count(restarts, "restarts")
-    block = blocks_.DEFAULT_BLOCK if block is None else checks.count(block, "block")
     _check_prior(prior, k, d)
 
     if isinstance(init, str):
@@ -132,13 +140,13 @@ def fit(
     else:
         start, lanes = _labels(init, n, k), 1
         init = "labels"
-    batch = (
-        default_batch(n, k, block)
-        if restart_batch is None
-        else checks.count(restart_batch, "restart_batch")
-    )
+    choice = choose(
+        n, d, k, name, x.dtype, lanes, kernel=kernel, precision=precision,
+        block=None if block is None else checks.count(block, "block"),
+        batch=None if restart_batch is None else checks.count(restart_batch, "restart_batch"),
+    )  # fmt: skip
 
-    x, w = blocks_.bucketed(x, w, block)
+    x, w = blocks_.bucketed(x, w, choice.block)
     if init == "labels":
         assert isinstance(start, jax.Array)
         start = jnp.concatenate([start, jnp.full(x.shape[0] - n, -1, start.dtype)])
@@ -150,8 +158,7 @@ def fit(
     )
     result = _fit(
         key, x, w, known, start, *options,
-        k=k, family=name, init=init, lanes=lanes, block=min(block, x.shape[0]), batch=min(batch, lanes),
-        accelerate=bool(accelerate),
+        k=k, family=name, init=init, lanes=lanes, choice=choice, accelerate=bool(accelerate),
     )  # fmt: skip
     if throw:
         checks.ended(
@@ -162,15 +169,15 @@ def fit(
     return result
 
 
-@partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "block", "batch", "accelerate"))
+@partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "choice", "accelerate"))
 def _fit(
     key: Array, x: Array, w: Array, known: Blocks | None, start: GaussianMixture | Array | None,
     prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
-    k: int, family: str, init: str, lanes: int, block: int, batch: int, accelerate: bool,
+    k: int, family: str, init: str, lanes: int, choice: Choice, accelerate: bool,
 ) -> FitResult:  # fmt: skip
     frame = Frame.of(x, w)
     local = None if prior is None else prior.into(frame)
-    data = blocks_.split(frame.enter(x), w, block)
+    data = blocks_.split(frame.enter(x), w, choice.block, choice)
     # Starts are from filled rows, EM on what is known of them.
     seen = data if known is None else Blocks(known.data.enter(frame), known.weights)
     weight = data.total_weight if known is None else known.data.n_known(known.weights) / x.shape[1]
@@ -180,13 +187,13 @@ def _fit(
         models = start.into(frame)
     elif init == "labels":
         assert isinstance(start, jax.Array)
-        labels = blocks_.split(start, w, block).data
+        labels = blocks_.split(start, w, choice.block).data
         both = Blocks((data.data, labels), data.weights)
         model = initialization.labelled(both, k, family, local, reg)
         models = jax.tree.map(lambda a: a[None], model)
     else:
         models = initialization.starts(
-            key, init, lanes, batch, data, k, family, prior=local, reg=reg
+            key, init, lanes, choice.batch, data, k, family, prior=local, reg=reg
         )
     once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
     empty = blank(jax.tree.map(lambda a: a[0], models), seen, accelerate=accelerate)
@@ -195,7 +202,7 @@ def _fit(
         return initialization.swap(key, best, data)
 
     swaps = swap if init == "mixed" and k > 1 else None
-    result, endings, best = search(key, once, models, swaps, empty, lanes, batch)
+    result, endings, best = search(key, once, models, swaps, empty, lanes, choice.batch)
     result = frame.leave(result, weight)
     shift = result.log_likelihood - endings.log_likelihood[best]
     return FitResult(
@@ -206,6 +213,7 @@ def _fit(
         n_steps=result.n_steps,
         best=best,
         lanes=dataclasses.replace(endings, log_likelihood=endings.log_likelihood + shift),
+        choice=choice,
     )
 
 

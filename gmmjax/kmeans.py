@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from gmmjax import checks, linalg
+from gmmjax.backend import lanes_a_batch
 from gmmjax.blocks import DEFAULT_BLOCK, Blocks, bucketed, split, total
 from gmmjax.em import blank, turn
-from gmmjax.lanes import Lanes, best_of, default_batch, in_batches
+from gmmjax.lanes import Lanes, best_of, in_batches
 from gmmjax.moments import column_mean
 from gmmjax.seeding import kmeans_plus_plus, random_points
 from gmmjax.status import Status
@@ -118,9 +119,16 @@ class KMeans:
 
 
 def _nearest(centers: Float[Array, "k d"], x: Float[Array, "n d"]) -> Int[Array, "n"]:
-    """argmin_j ½‖μ_j‖² − μ_j·x: half the squared distance, up to a term in x."""
+    """argmin_j ½‖μ_j‖² − μ_j·x: half the squared distance, up to a term in x.
+
+    A minimum, and the first index that attains it: XLA's argmin on a CPU is not vectorised.
+    """
+    k = centers.shape[0]
     half = 0.5 * jnp.sum(centers * centers, axis=1)
-    return jnp.argmin(half[:, None] - linalg.dot(centers, x.T), axis=0)
+    distance = half[:, None] - linalg.dot(centers, x.T)
+    least = jnp.min(distance, axis=0)
+    index = jnp.where(distance <= least, jnp.arange(k)[:, None], k - 1)  # NaN: any will do
+    return jnp.min(index, axis=0)
 
 
 def scale_of(blocks: Blocks) -> Float[Array, ""]:
@@ -210,7 +218,7 @@ def kmeans(
             )
         start = start[None] if start.ndim == 2 else start
         lanes, init = start.shape[0], "centers"
-    batch = default_batch(n, k, block) if restart_batch is None else restart_batch
+    batch = lanes_a_batch(n, k, block, x.dtype) if restart_batch is None else restart_batch
     batch = min(checks.count(batch, "restart_batch"), lanes)
     padded, w = bucketed(x, w, block)
     result = _kmeans(

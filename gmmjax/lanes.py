@@ -19,17 +19,6 @@ from gmmjax.status import Status
 from gmmjax.typing import Array, ArrayLike, Bool, Float, Int, pytree
 
 
-def default_batch(n: int, k: int, block: int) -> int:
-    """How many slots where the caller does not say.
-
-    On a CPU as many as keep the responsibilities of a block in the cache; on an accelerator enough to
-    fill it.
-    """
-    rows = min(n, block)
-    room = 2**13 if jax.default_backend() == "cpu" else 2**26
-    return max(1, room // (rows * k))
-
-
 def default_restarts(n: int, k: int, d: int) -> int:
     """How many starts where the caller does not say: 144, but no fewer than 4 on data that take long."""
     return max(4, min(144, 2**28 // (n * k * d * d)))

@@ -208,3 +208,12 @@ def test_what_fit_factors_refuses():
             fit_factors(jax.random.key(0), *arguments)
     with pytest.raises(ValueError, match="tol"):
         fit_factors(jax.random.key(0), x, 2, 1, tol=-1.0)
+
+
+def test_a_row_of_weight_0_does_not_move_the_start():
+    x = np.random.default_rng(4).normal(size=(60, 4))
+    w = np.where(np.arange(60) < 50, 1.0, 0.0)
+    near = FactorMixture.start(jax.random.key(0), x, 2, 1, weights=w)
+    far = FactorMixture.start(jax.random.key(0), np.where(w[:, None] > 0, x, 1e6), 2, 1, weights=w)
+    for a, b in zip(jax.tree.leaves(near), jax.tree.leaves(far), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)

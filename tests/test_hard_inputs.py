@@ -320,3 +320,11 @@ def test_density_of_rows_with_the_wrong_number_of_features():
 def test_closed_forms_and_priors_that_cannot_be(call, match):
     with pytest.raises((ValueError, TypeError), match=match):
         call()
+
+
+def test_em_on_data_wider_than_the_model_says_so(float64):
+    model = gmmjax.GaussianMixture.create([0.5, 0.5], [[0.0], [1.0]], [[[1.0]], [[1.0]]])
+    narrow = jax.tree.map(lambda a: a.astype("float32"), model)
+    with pytest.raises(TypeError, match=r"data: expected dtype float32.*got float64"):
+        gmmjax.em(narrow, jnp.linspace(0.0, 1.0, 9)[:, None])
+    assert gmmjax.em(model, jnp.linspace(0.0, 1.0, 9, dtype="float32")[:, None]).converged

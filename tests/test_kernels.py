@@ -1,6 +1,5 @@
 """The Pallas kernels: interpreted against float64, lowered for CUDA, and on a GPU where there is one."""
 
-import dataclasses
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +11,8 @@ import problems
 import pytest
 
 from gmmjax import expectation, families, kernels, moments
+from gmmjax.backend import Choice
+from gmmjax.blocks import split
 from gmmjax.kernels import nearest, onepass, tiles, twopass, unrolled
 from gmmjax.kernels.arithmetic import to_tf32
 from gmmjax.kernels.tiles import Tile
@@ -140,17 +141,17 @@ def test_kmeans(small, precision):
 
 
 def test_expectation_asks_for_the_kernel(small):
-    """The hook: a `Prepared` that names a precision lowers to a kernel, and falls back where it cancels."""
+    """Blocks that name the kernel lower to it, and fall back where it cancels."""
     model, x, weights = problem(131, 5, 20, "full")
 
     def lowered(kernel: str) -> str:
-        p = dataclasses.replace(model.prepare(), kernel=kernel)
-        step = jax.jit(lambda x: p.expect(x, weights))
+        how = Choice(kernel, "high")
+        step = jax.jit(lambda x: model.prepare().collect(split(x, weights, how=how)))
         return step.trace(x).lower(lowering_platforms=("cuda",)).as_text()
 
     with jax.enable_x64(False):
-        assert "triton" in lowered("high")
-        assert "triton" not in lowered("")
+        assert "triton" in lowered("pallas")
+        assert "triton" not in lowered("xla")
 
 
 def test_rounding_is_to_the_nearest():

@@ -12,13 +12,14 @@ from jax import lax
 
 from gmmjax import blocks as blocks_
 from gmmjax import checks, families, initialization, linalg, mixture, moments
+from gmmjax.backend import lanes_a_batch
 from gmmjax.blocks import Blocks
 from gmmjax.classification.labelled import UNLABELLED, LabelledMixture
 from gmmjax.em import blank, turn
 from gmmjax.fit import fit, stacked
 from gmmjax.frame import Frame
 from gmmjax.kmeans import KMeans
-from gmmjax.lanes import Lanes, best_of, default_batch, default_restarts
+from gmmjax.lanes import Lanes, best_of, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
@@ -117,7 +118,7 @@ def fit_semi_supervised(
     _check_possible(noise, labels)
     if init is not None:
         init, lanes = stacked(init, k, d, name, x.dtype)
-    batch = default_batch(n, k, block) if restart_batch is None else restart_batch
+    batch = lanes_a_batch(n, k, block, x.dtype) if restart_batch is None else restart_batch
     batch = min(checks.count(batch, "restart_batch"), lanes)
     if checks.concrete(labels, w):
         counted = np.asarray(labels) if w is None else np.asarray(labels)[np.asarray(w) > 0]
@@ -128,6 +129,7 @@ def fit_semi_supervised(
                 restart_batch=restart_batch, throw=throw,
             )  # fmt: skip
             fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+            del fields["choice"]
             return SemiSupervisedResult(noise=noise, **fields)
 
     x, w = blocks_.bucketed(x, w, block)

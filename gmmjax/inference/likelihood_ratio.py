@@ -16,12 +16,13 @@ import jax.numpy as jnp
 
 from gmmjax import blocks as blocks_
 from gmmjax import checks, families
+from gmmjax.backend import lanes_a_batch
 from gmmjax.blocks import Blocks
 from gmmjax.em import EMResult, run
 from gmmjax.fit import FitResult, fit
 from gmmjax.frame import Frame
 from gmmjax.inference.information import check
-from gmmjax.lanes import default_batch, in_batches
+from gmmjax.lanes import in_batches
 from gmmjax.mixture import GaussianMixture
 from gmmjax.status import Status, is_success
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
@@ -101,7 +102,7 @@ def likelihood_ratio(
     for value, label in ((reg, "reg"), (tol, "tol"), (max_steps, "max_steps")):
         checks.nonnegative(value, label)
     if batch is None:
-        slots = 4 * default_batch(n, null.n_components + 1, blocks_.DEFAULT_BLOCK)
+        slots = 4 * lanes_a_batch(n, null.n_components + 1, blocks_.DEFAULT_BLOCK, x.dtype)
         batch = max(1, slots // lanes)
     return _test(
         key, null, x,

@@ -18,10 +18,11 @@ import numpy as np
 
 from gmmjax import blocks as blocks_
 from gmmjax import checks
+from gmmjax.backend import lanes_a_batch
 from gmmjax.em import LatentVariableModel, run
 from gmmjax.inference.coordinates import Parameters
 from gmmjax.inference.information import check_level
-from gmmjax.lanes import default_batch, in_batches
+from gmmjax.lanes import in_batches
 from gmmjax.status import FitError, Status
 from gmmjax.typing import Array, ArrayLike, Bool, Float, Int, Key, pytree, static
 
@@ -182,7 +183,7 @@ def _replicates(
     for value, label in ((reg, "reg"), (tol, "tol"), (max_steps, "max_steps")):
         checks.nonnegative(value, label)
     if batch is None:
-        batch = 4 * default_batch(x.shape[0], model.n_components, blocks_.DEFAULT_BLOCK)
+        batch = 4 * lanes_a_batch(len(x), model.n_components, blocks_.DEFAULT_BLOCK, x.dtype)
     out = _refit(
         seeds, model, x, prior,
         jnp.asarray(reg, x.dtype), jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),

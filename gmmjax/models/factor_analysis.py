@@ -132,30 +132,33 @@ class FactorMixture:
         n_factors: int,
         *,
         noise: Literal["diag", "spherical"] = "diag",
+        weights: ArrayLike | None = None,
     ) -> "FactorMixture":
         """Clusters of K-means, and in each the PPCA of the columns in units of their spread.
 
         `noise`: "diag" for factor analysis, "spherical" for probabilistic PCA (whose columns keep
-        their units).
+        their units). `weights`: how often each row counts, [n].
 
         Raises `TypeError`, `ValueError` for arguments that cannot be used.
         """
         x = checks.rows(x)
-        d = x.shape[1]
+        n, d = x.shape
+        w = checks.weights(weights, n, x.dtype)
+        w = jnp.ones(n, x.dtype) if w is None else w
         k, q = checks.count(n_components, "n_components"), checks.count(n_factors, "n_factors")
         if q > d:
             raise ValueError(f"n_factors: expected at most the {d} features of x; got {q}.")
         if noise not in ("diag", "spherical"):
             raise ValueError(f"noise: expected 'diag' or 'spherical'; got {noise!r}.")
         key_clusters, key_axes = jax.random.split(key)
-        clusters = kmeans(key_clusters, x, k, restarts=1)
-        delta = x - clusters.centers[clusters.labels]
+        clusters = kmeans(key_clusters, x, k, restarts=1, weights=w)
+        delta = jnp.where(w[:, None] > 0, x - clusters.centers[clusters.labels], 0.0)
         # Of all clusters together: the spread of a small one may be 0.
-        unit = jnp.sqrt(jnp.mean(delta**2, axis=0))
+        unit = jnp.sqrt(w @ delta**2 / jnp.sum(w))
         unit = jnp.where(unit > 0, unit, jnp.where(jnp.any(unit > 0), jnp.max(unit), 1.0))
         if noise == "spherical":
             unit = jnp.full_like(unit, jnp.sqrt(jnp.mean(unit**2)))
-        hot = jax.nn.one_hot(clusters.labels, k, dtype=x.dtype)
+        hot = w[:, None] * jax.nn.one_hot(clusters.labels, k, dtype=x.dtype)
         loadings, scale = _principal_factors(key_axes, delta / unit, hot, q)
         weight = jnp.sum(hot, axis=0)
         return cls(

@@ -56,7 +56,10 @@ def fit_factors(
     for value, label in ((reg, "reg"), (tol, "tol"), (max_steps, "max_steps")):
         checks.nonnegative(value, label)
     keys = jax.random.split(key, checks.count(restarts, "restarts"))
-    starts = [FactorMixture.start(one, rows, n_components, n_factors, noise=noise) for one in keys]
+    starts = [
+        FactorMixture.start(one, rows, n_components, n_factors, noise=noise, weights=w)
+        for one in keys
+    ]
     models = jax.tree.map(lambda *a: jnp.stack(a), *starts)
     slots = max(1, _SLOTS // (n_components * n_factors * d))
     result, status = _fit(models, rows, w, reg, tol, max_steps, min(slots, len(starts)))

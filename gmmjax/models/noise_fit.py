@@ -10,11 +10,12 @@ import numpy as np
 
 from gmmjax import blocks as blocks_
 from gmmjax import checks, families, initialization
+from gmmjax.backend import lanes_a_batch
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
-from gmmjax.fit import default_restarts, stacked
+from gmmjax.fit import stacked
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_batch
+from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.models.noise import NOISE, NoisyMixture, check_log_volume, log_hypervolume
 from gmmjax.priors import Prior
@@ -103,7 +104,7 @@ def fit_noise(
     elif isinstance(start, NoisyMixture):
         raise ValueError("log_volume: expected None with a model as init, which has its own.")
     check_log_volume(log_volume)
-    batch = default_batch(n, k, block) if restart_batch is None else restart_batch
+    batch = lanes_a_batch(n, k, block, x.dtype) if restart_batch is None else restart_batch
     batch = min(checks.count(batch, "restart_batch"), lanes)
 
     x, w = blocks_.bucketed(x, w, block)

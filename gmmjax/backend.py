@@ -1,0 +1,112 @@
+"""How a fit is computed: which kernel, at which precision, how many rows and lanes at a time.
+
+The one place that knows the machine. Results do not depend on it, but for rounding; what was chosen is
+in the result. The numbers were found by measurement, and `benchmarks` measures them again.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gmmjax import families
+from gmmjax.linalg import PRECISIONS
+from gmmjax.moments import Second
+
+KERNELS = ("auto", "xla", "pallas")
+
+CACHE = 2**18
+"""Bytes of features, log-densities and responsibilities of one block: they stay in a core's L2."""
+
+LANES = 80 * 2**10
+"""Bytes of the responsibilities of one block and all lanes, on a CPU."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` chose. Structure: another choice is another program."""
+
+    kernel: str = "xla"
+    """ "xla", or "pallas" for the fused kernels."""
+    precision: str = "highest"
+    """Of the two matrix products, see `linalg.dot`."""
+    block: int = 0
+    """Rows a block; 0 where the caller laid them out."""
+    batch: int = 0
+    """Lanes that step together; 0 where the caller batches them."""
+
+
+def choose(
+    n: int,
+    d: int,
+    k: int,
+    family: str,
+    dtype: jnp.dtype,
+    lanes: int,
+    *,
+    kernel: str = "auto",
+    precision: str = "high",
+    block: int | None = None,
+    batch: int | None = None,
+) -> Choice:
+    """From backend, shape and dtype to a `Choice`; what the caller names is taken.
+
+    "auto" is "xla" everywhere: the fused kernels are tested in Pallas' interpret mode, and have not been
+    measured on a GPU.
+
+    Raises `ValueError` for a kernel or a precision that does not exist, or not here.
+    """
+    second = families.get(family).second
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}; got {kernel!r}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    if kernel == "pallas":
+        from gmmjax import kernels
+
+        on_gpu, served = jax.default_backend() == "gpu", kernels.supports(family, k, d, dtype)
+        if not on_gpu or not served:
+            why = served if on_gpu else f"this backend is {jax.default_backend()!r}, not 'gpu'"
+            raise ValueError(f"kernel: 'pallas' has no kernel here: {why}. Use 'auto'.")
+        if precision not in kernels.PRECISIONS:
+            raise ValueError(
+                f"precision: expected one of {', '.join(kernels.PRECISIONS)} for the kernel 'pallas'; "
+                f"got {precision!r}. Use kernel='xla' for others."
+            )
+    if jax.default_backend() != "gpu" or jnp.dtype(dtype) != jnp.float32:
+        precision = "highest"  # there is no other
+    block = rows_a_block(d, k, second, dtype, lanes) if block is None else block
+    # From the round number of rows, so that data of like size share a program.
+    batch = lanes_a_batch(bucket(n, block), k, block, dtype) if batch is None else batch
+    chosen = "pallas" if kernel == "pallas" else "xla"
+    return Choice(chosen, precision, block, min(batch, lanes))
+
+
+def bucket(n: int, block: int) -> int:
+    """The round number of rows to which n are filled up, see `blocks.bucketed`.
+
+    At most one part in eight is added, and whole blocks where there is more than one.
+    """
+    step = max(8, 2 ** max(n.bit_length() - 4, 0))
+    step = max(step, block) if n > block else step
+    return n + -n % step
+
+
+def rows_a_block(d: int, k: int, second: Second, dtype: jnp.dtype, lanes: int) -> int:
+    """A power of two. One lane wants long rows, many lanes share the features and want short ones."""
+    p = 1 + d + {"full": d * (d + 1) // 2, "diag": d, "trace": 1}[second.shape_kind]
+    size = jnp.dtype(dtype).itemsize
+    if jax.default_backend() != "cpu":
+        return _power_of_two(2**28 // ((p + 2 * k) * size), 2**10, 2**17)
+    return _power_of_two(CACHE // ((p + 2 * k) * size), 128, 256 if lanes > 1 else 1024)
+
+
+def lanes_a_batch(n: int, k: int, block: int, dtype: jnp.dtype = jnp.float32) -> int:
+    """As many as keep a block's responsibilities in the cache of a CPU, or fill an accelerator."""
+    room = LANES // jnp.dtype(dtype).itemsize if jax.default_backend() == "cpu" else 2**26
+    return max(1, room // (min(n, block) * k))
+
+
+def _power_of_two(value: int, low: int, high: int) -> int:
+    """The largest that is not above `value`, between `low` and `high`."""
+    return max(low, min(high, 2 ** max(value.bit_length() - 1, 0)))

@@ -1,0 +1,100 @@
+"""What `fit` chooses, that it is visible, and that every choice is the same function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gmmjax
+from gmmjax import backend, expectation, families
+from gmmjax.backend import Choice, choose
+from gmmjax.blocks import split
+from gmmjax.fit import _fit
+
+pytestmark = pytest.mark.own_dtype
+
+
+@pytest.fixture(scope="module")
+def x():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(301, 2)) + 4 * rng.integers(0, 2, size=(301, 1))
+
+
+def test_what_was_chosen_is_in_the_result(x):
+    result = gmmjax.fit(jax.random.key(0), x, 2, restarts=4, max_steps=5)
+    assert result.choice.kernel == "xla"
+    assert result.choice.precision == ("highest" if jax.default_backend() == "cpu" else "high")
+    assert result.choice.batch == 4
+    named = gmmjax.fit(
+        jax.random.key(0), x, 2, restarts=4, max_steps=5, kernel="xla", block=100, restart_batch=3
+    )
+    assert (named.choice.block, named.choice.batch) == (100, 3)
+    np.testing.assert_allclose(named.log_likelihood, result.log_likelihood, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("kernel", "cuda", "kernel: expected one of auto, xla, pallas; got 'cuda'"),
+        ("precision", "low", "precision: expected one of highest, high, tf32; got 'low'"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_named(x, argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        gmmjax.fit(jax.random.key(0), x, 2, **{argument: value})
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there may be a kernel here")
+def test_a_kernel_that_is_not_here_is_refused(x):
+    with pytest.raises(ValueError, match="kernel: 'pallas' has no kernel"):
+        gmmjax.fit(jax.random.key(0), x, 2, kernel="pallas")
+
+
+def test_float64_is_at_full_precision_everywhere():
+    for name in ("high", "tf32", "highest"):
+        chosen = choose(1000, 4, 3, "full", jnp.dtype("float64"), 1, precision=name)
+        assert chosen.precision == "highest"
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_rows_and_lanes_are_powers_and_positive(family):
+    for d, k, lanes in ((1, 1, 1), (4, 8, 100), (16, 32, 1), (64, 64, 1), (784, 10, 4)):
+        for dtype in ("float32", "float64"):
+            c = choose(10**6, d, k, family, jnp.dtype(dtype), lanes)
+            assert c.block & (c.block - 1) == 0
+            assert c.block >= 128
+            assert 1 <= c.batch <= lanes
+
+
+def test_rows_are_filled_up_to_a_round_number():
+    for n in (1, 7, 8, 100, 1000, 1025, 12345, 10**6):
+        m = backend.bucket(n, 1024)
+        assert n <= m <= max(n + n // 8 + 8, n + 1024)
+    assert len({backend.bucket(n, 1024) for n in range(961, 1025)}) == 1
+
+
+def test_data_of_like_size_share_a_program(x):
+    before = _fit._cache_size()
+    for n in (289, 295, 301):
+        gmmjax.fit(jax.random.key(0), x[:n], 3, restarts=5, max_steps=2, throw=False)
+    assert _fit._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("family", ["full", "diag", "spherical", "tied", "EEI", "EII"])
+def test_the_sum_over_blocks_is_that_of_every_row(x, family):
+    """`collect`, by either form and at every precision, against the plain E-step in float64."""
+    means, cov = np.array([[0.0, 1.0], [4.0, 3.0]]), np.array([[1.0, 0.3], [0.3, 2.0]])
+    with jax.enable_x64(True):
+        m = gmmjax.GaussianMixture.create([0.3, 0.7], means, np.stack([cov, 0.5 * cov]), family)
+        w = jnp.asarray(np.random.default_rng(1).integers(0, 3, len(x)), float)
+        plain = expectation.by_differences(m.prepare(), jnp.asarray(x), w)
+        rows = gmmjax.moments.centre(plain[0])
+        choice = Choice()
+        for block in (64, 301):
+            blocks = split(jnp.asarray(x), w, block, choice)
+            sums, log_likelihood = m.prepare().collect(blocks)
+            found = gmmjax.moments.centre(sums)
+            np.testing.assert_allclose(log_likelihood, plain[1], rtol=1e-12)
+            np.testing.assert_allclose(found.weight, rows.weight, rtol=1e-11)
+            np.testing.assert_allclose(found.mean, rows.mean, rtol=1e-11, atol=1e-11)
+            np.testing.assert_allclose(found.scatter, rows.scatter, rtol=1e-9, atol=1e-9)
