@@ -42,10 +42,6 @@ $(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-venv
 demo: $(VENV)/.stamp-cli
 	$(BIN)/gmmjax fit faithful -k 1:9 --restarts 64 --out demo-output
 
-# Most of a test is compilation. LLVM without its optimisations halves it, and leaves XLA's own passes as
-# they are: make test XLA_FLAGS= compiles as users do.
-test-float32 test-float64 test-slow: export XLA_FLAGS ?= --xla_backend_optimization_level=0
-
 test: test-float32 test-float64
 
 test-float32: $(VENV)/.stamp-test
