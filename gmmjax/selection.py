@@ -198,7 +198,7 @@ def select(
         jnp.asarray(max_steps, jnp.int32),
     )
     order = list(families_.names())
-    x64 = jax.config.jax_enable_x64
+    x64 = bool(jnp.result_type(float) == jnp.float64)
 
     def fitted(group: tuple[str, ...], update: Callable[[], object]) -> dict[tuple, Cell]:
         found = {}
