@@ -353,7 +353,7 @@ def _check_dtypes(model: Any, data: Any) -> None:
 
     def widest(tree: Any) -> jnp.dtype | None:
         floating = [
-            a.dtype
+            jax.dtypes.canonicalize_dtype(a.dtype)
             for a in jax.tree.leaves(tree)
             if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating)
         ]
