@@ -1,6 +1,5 @@
 """`fit`: a Gaussian mixture from data, by EM from many starts, the best kept."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -204,7 +203,6 @@ def _fit(
     swaps = swap if init == "mixed" and k > 1 else None
     result, endings, best = search(key, once, models, swaps, empty, lanes, choice.batch)
     result = frame.leave(result, weight)
-    shift = result.log_likelihood - endings.log_likelihood[best]
     return FitResult(
         model=result.model,
         log_likelihood=result.log_likelihood,
@@ -212,7 +210,7 @@ def _fit(
         status=result.status,
         n_steps=result.n_steps,
         best=best,
-        lanes=dataclasses.replace(endings, log_likelihood=endings.log_likelihood + shift),
+        lanes=endings.where_best_is(best, result.log_likelihood),
         choice=choice,
     )
 

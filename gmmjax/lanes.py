@@ -42,6 +42,11 @@ class Lanes:
     n_steps: Int[Array, "r"]
     status: Int[Array, "r"]
 
+    def where_best_is(self, best: Int[Array, ""], log_likelihood: Float[Array, ""]) -> "Lanes":
+        """Shifted so that lane `best` has this log-likelihood: out of a frame, into the data's units."""
+        shift = log_likelihood - self.log_likelihood[best]
+        return dataclasses.replace(self, log_likelihood=self.log_likelihood + shift)
+
 
 @pytree
 class _Slots:

@@ -264,8 +264,9 @@ def _fit(
         def swap(key: Array, best: Candidate) -> Candidate:
             return Candidate(initialization.swap(key, best.mixture, data), names)
 
-        result, endings, _ = search(key, once, models, swap, empty, lanes, batch)
+        result, endings, best = search(key, once, models, swap, empty, lanes, batch)
         result = frame.leave(result, data.total_weight)
+        endings = endings.where_best_is(best, result.log_likelihood)
         return result.model.mixture, result.log_likelihood, result.status, endings
 
     if splits is None:

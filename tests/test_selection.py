@@ -73,6 +73,8 @@ def test_a_cell_is_the_mixture_that_it_says(grid):
         np.testing.assert_allclose(cell.model.icl(x), cell.criterion, rtol=1e-9)
         np.testing.assert_allclose(np.sum(cell.model.weights), 1.0, rtol=1e-12)
         assert cell.lanes.status.shape == (24,)
+        # In the data's units, as the cell's own.
+        assert np.max(cell.lanes.log_likelihood) == pytest.approx(cell.log_likelihood, abs=1e-6)
 
 
 def test_one_component_is_the_closed_form(grid):

@@ -168,7 +168,6 @@ def _fit(
     empty = blank(jax.tree.map(lambda a: a[0], noisy), data)
     result, endings, best = best_of(once, noisy, empty, batch)
     result = frame.leave(result, data.total_weight)
-    shift = result.log_likelihood - endings.log_likelihood[best]
     return SemiSupervisedResult(
         model=result.model.mixture,
         noise=jnp.exp(result.model.log_noise),
@@ -177,7 +176,7 @@ def _fit(
         status=result.status,
         n_steps=result.n_steps,
         best=best,
-        lanes=dataclasses.replace(endings, log_likelihood=endings.log_likelihood + shift),
+        lanes=endings.where_best_is(best, result.log_likelihood),
     )
 
 

@@ -161,7 +161,6 @@ def _fit(
     else:
         result, endings, best = best_of(once, models, empty, batch)
     result = frame.leave(result, data.total_weight)
-    shift = result.log_likelihood - endings.log_likelihood[best]
     return NoiseResult(
         model=result.model,
         log_likelihood=result.log_likelihood,
@@ -169,7 +168,7 @@ def _fit(
         status=result.status,
         n_steps=result.n_steps,
         best=best,
-        lanes=dataclasses.replace(endings, log_likelihood=endings.log_likelihood + shift),
+        lanes=endings.where_best_is(best, result.log_likelihood),
     )
 
 
