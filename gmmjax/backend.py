@@ -1,7 +1,7 @@
 """How a fit is computed: which kernel, at which precision, how many rows and lanes at a time.
 
 The one place that knows the machine. Results do not depend on it, but for rounding; what was chosen is
-in the result. The numbers were found by measurement, and `benchmarks` measures them again.
+in the result. The numbers for a CPU were found by timing; those for an accelerator have not been measured.
 """
 
 from dataclasses import dataclass

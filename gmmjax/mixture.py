@@ -169,6 +169,11 @@ class GaussianMixture:
         """r_j(x) = p(z = j | x)."""
         return jax.nn.softmax(self.log_joint(x), axis=-1)
 
+    def log_certainty(self, x: ArrayLike) -> Float[Array, "*batch"]:
+        """log max_j r_j(x): 0 where a row is sure of its component, −log k at the least."""
+        log_joint = self.log_joint(x)
+        return jnp.max(log_joint, axis=-1) - jax.nn.logsumexp(log_joint, axis=-1)
+
     def predict(self, x: ArrayLike) -> Int[Array, "*batch"]:
         """The most probable component of each row."""
         return jnp.argmax(self.log_joint(x), axis=-1)
@@ -184,9 +189,7 @@ class GaussianMixture:
         The second term is what the classification costs where components overlap (Biernacki, Celeux and
         Govaert 2000), with each row in its most probable component, as mclust has it.
         """
-        log_joint = self.log_joint(x)
-        certainty = jnp.max(log_joint, axis=-1) - jax.nn.logsumexp(log_joint, axis=-1)
-        return self.bic(x) - 2 * jnp.sum(certainty)
+        return self.bic(x) - 2 * jnp.sum(self.log_certainty(x))
 
     def aic(self, x: ArrayLike) -> Float[Array, ""]:
         """−2 ℓ + 2 p: smaller is better."""

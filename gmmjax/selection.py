@@ -278,8 +278,7 @@ def _fit(
         held = (splits == 0) & (w > 0)
         held_out = jnp.sum(jnp.where(held, rows, 0.0))
         model, log_likelihood, status, endings = jax.tree.map(lambda a: a[0], every)
-    log_joint = model.log_joint(x)
-    certainty = jnp.max(log_joint, axis=-1) - jax.nn.logsumexp(log_joint, axis=-1)
+    certainty = model.log_certainty(x)
     return _Fitted(
         model, log_likelihood, -jnp.sum(jnp.where(w > 0, certainty, 0.0)), held_out, status, endings
     )

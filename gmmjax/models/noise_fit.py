@@ -15,11 +15,12 @@ from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.fit import stacked
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, best_of, best_of_rounds, default_restarts
+from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.models.noise import NOISE, NoisyMixture, check_log_volume, log_hypervolume
 from gmmjax.priors import Prior
-from gmmjax.status import FitError, Status, summarize
+from gmmjax.search import search
+from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
 SHARES = (0.1, 0.5, 0.8)
@@ -115,11 +116,12 @@ def fit_noise(
         jnp.asarray(reg, x.dtype), jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),
         k=k, family=name, lanes=lanes, block=min(block, x.shape[0]), batch=batch,
     )  # fmt: skip
-    if throw and checks.concrete(result.status) and int(result.status) > Status.DEGENERATE:
-        raise FitError(
-            Status(int(result.status)),
+    if throw:
+        checks.ended(
+            result.status,
             f"fit_noise: none of {lanes} starts of {k} {name} components and noise ended with a finite "
-            f"model ({summarize(result.lanes.status)})",
+            "model",
+            result.lanes.status,
         )
     return result
 
@@ -149,17 +151,12 @@ def _fit(
         models = _starts(key, lanes, batch, data, k, family, local, reg, volume)
     once = turn(data, prior=local, reg=reg, tol=tol, max_steps=max_steps)
     empty = blank(jax.tree.map(lambda a: a[0], models), data)
-    if start is None and lanes >= 6:
 
-        def swapped(index: Array, best: NoisyMixture) -> NoisyMixture:
-            moved = initialization.swap(jax.random.fold_in(key, index), best.mixture, data)
-            return dataclasses.replace(best, mixture=moved)
+    def swap(key: Array, best: NoisyMixture) -> NoisyMixture:
+        return dataclasses.replace(best, mixture=initialization.swap(key, best.mixture, data))
 
-        result, endings, best = best_of_rounds(
-            once, models, swapped, empty, batch, fresh=-(-lanes // 2), size=-(-lanes // 6)
-        )
-    else:
-        result, endings, best = best_of(once, models, empty, batch)
+    swaps = swap if start is None else None
+    result, endings, best = search(key, once, models, swaps, empty, lanes, batch)
     result = frame.leave(result, data.total_weight)
     return NoiseResult(
         model=result.model,

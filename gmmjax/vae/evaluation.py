@@ -47,9 +47,8 @@ def evaluate(
 
     def one(data: tuple, weights: Array) -> tuple[Array, ...]:
         index, rows, _ = data
-        key_row = jax.random.fold_in(key, index[0])
-        rows = network.likelihood.present(jax.random.fold_in(key_row, 1), rows)
-        terms, _ = bound(objective, network, prior, key_row, rows)
+        key_block, rows = _presented(network, key, index, rows)
+        terms, _ = bound(objective, network, prior, key_block, rows)
         r = terms.responsibilities
         entropy = jnp.sum(jax.scipy.special.entr(r), axis=-1)
         mean = network.encode(rows).mean
@@ -94,12 +93,19 @@ def moments_of_codes(
 
     def one(data: tuple, weights: Array) -> Moments:
         index, rows, known = data
-        key_row = jax.random.fold_in(key, index[0])
-        rows = network.likelihood.present(jax.random.fold_in(key_row, 1), rows)
-        _, codes = bound(objective, network, prior, key_row, rows, None, known)
+        key_block, rows = _presented(network, key, index, rows)
+        _, codes = bound(objective, network, prior, key_block, rows, None, known)
         return about_origin(prepared.expect(codes, weights, known)[0])
 
     return blocks.total(one, _numbered(x, evidence))
+
+
+def _presented(
+    network: Autoencoder, key: Key[Array, ""], index: Array, rows: Array
+) -> tuple[Key[Array, ""], Array]:
+    """A block's own key, by the number of its first row, and its rows as the likelihood presents them."""
+    key_block = jax.random.fold_in(key, index[0])
+    return key_block, network.likelihood.present(jax.random.fold_in(key_block, 1), rows)
 
 
 def _numbered(x: Array, evidence: Array | None) -> Blocks:
