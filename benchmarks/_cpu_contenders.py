@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,16 +153,41 @@ def scikit_learn(work: Work, threads: int) -> Run:
 
 
 def onedal(work: Work, threads: int) -> Run:
-    """Intel oneDAL by daal4py; of many starts as many at a time as there are cores, in threads."""
+    """Intel oneDAL by daal4py, a start after the other, its own threads within each."""
+    one = _onedal(work, threads)
+
+    def run(steps: int) -> tuple[float, Any]:
+        seconds, fits = clock(lambda: [one(start, steps) for start in work.starts])
+        return seconds, max(fits, key=lambda f: f[0])[1]
+
+    return run
+
+
+def onedal_pool(work: Work, threads: int) -> Run:
+    """oneDAL with a fit on every core, in Python threads."""
+    if work.restarts == 1:
+        raise Skip("one start")
+    one = _onedal(work, 1)
+
+    def run(steps: int) -> tuple[float, Any]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            seconds, fits = clock(lambda: list(pool.map(lambda s: one(s, steps), work.starts)))
+        return seconds, max(fits, key=lambda f: f[0])[1]
+
+    return run
+
+
+onedal_pool.threads = (os.cpu_count(),)
+
+
+def _onedal(work: Work, threads: int) -> Callable[[np.ndarray, int], tuple[float, Any]]:
+    """One fit from one start: its log-likelihood or minus its inertia, and its parameters."""
     daal = need("daal4py")
     daal.daalinit(threads)
     kind = "float" if work.dtype == "float32" else "double"
     weights = np.full((1, work.k), 1 / work.k, work.dtype)
-    eye = (
-        np.eye(work.d, dtype=work.dtype)
-        if work.kind == "full"
-        else np.ones((1, work.d), work.dtype)
-    )
+    eye = np.eye(work.d, dtype=work.dtype)
+    eye = eye if work.kind == "full" else np.ones((1, work.d), work.dtype)
 
     def one(start: np.ndarray, steps: int) -> tuple[float, Any]:
         if work.kind == "k-means":
@@ -173,22 +199,17 @@ def onedal(work: Work, threads: int) -> Run:
         algorithm = daal.em_gmm(
             work.k, fptype=kind, maxIterations=steps, accuracyThreshold=0.0,
             covarianceStorage={"full": "full", "diag": "diagonal"}[work.kind],
-            regularizationFactor=0.0,
+            regularizationFactor=1e-6,
         )  # fmt: skip
-        out = algorithm.compute(work.x, weights, start, [eye] * work.k)
+        try:
+            out = algorithm.compute(work.x, weights, start, [eye] * work.k)
+        except RuntimeError:  # an ill-conditioned covariance ends this start
+            return -np.inf, None
         covariances = [c if work.kind == "full" else c.ravel() for c in out.covariances]
         parameters = out.weights.ravel(), out.means, np.stack(covariances)
         return float(out.goalFunction[0, 0]), parameters
 
-    def run(steps: int) -> tuple[float, Any]:
-        if work.restarts == 1:
-            seconds, (_, parameters) = clock(lambda: one(work.starts[0], steps))
-            return seconds, parameters
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            seconds, fits = clock(lambda: list(pool.map(lambda s: one(s, steps), work.starts)))
-        return seconds, max(fits, key=lambda f: f[0])[1]
-
-    return run
+    return one
 
 
 def faiss(work: Work, threads: int) -> Run:
@@ -292,6 +313,6 @@ def _outside(
 
 
 CONTENDERS = {
-    "gmmjax": gmmjax, "oneDAL": onedal, "scikit-learn": scikit_learn, "faiss": faiss,
+    "gmmjax": gmmjax, "oneDAL": onedal, "oneDAL, pool": onedal_pool, "scikit-learn": scikit_learn, "faiss": faiss,
     "superkmeans": superkmeans, "Armadillo": armadillo, "mclust": mclust,
 }  # fmt: skip

@@ -115,10 +115,10 @@ def picture(rows: list[dict], path: str) -> None:
     dtypes = sorted({r["dtype"] for r in rows})
     figure, axes = plt.subplots(1, len(dtypes), figsize=(6 * len(dtypes), 4), squeeze=False)
     names = [n for n in CONTENDERS if n != "gmmjax"]
-    colors = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
+    colors = ["#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"]
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         cases = [c for c in CASES if any(r["case"] == c and r["dtype"] == dtype for r in rows)]
-        for name, color, mark in zip(names, colors, "osD^vP", strict=True):
+        for name, color, mark in zip(names, colors, "osD^vPX", strict=True):
             points = [
                 (cases.index(r["case"]), r["ratio"])
                 for r in rows

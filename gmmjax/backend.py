@@ -13,10 +13,13 @@ from gmmjax import families
 from gmmjax.linalg import PRECISIONS
 from gmmjax.moments import Second
 
-KERNELS = ("auto", "xla", "pallas")
+KERNELS = ("auto", "xla", "native", "pallas")
 
 CACHE = 2**18
 """Bytes of features, log-densities and responsibilities of one block: they stay in a core's L2."""
+
+NATIVE_LANES = 32
+"""Native code goes through the lanes by itself; many of them share the cost of the M-step's calls."""
 
 LANES = 80 * 2**10
 """Bytes of the responsibilities of one block and all lanes, on a CPU."""
@@ -27,7 +30,7 @@ class Choice:
     """What `choose` chose. Structure: another choice is another program."""
 
     kernel: str = "xla"
-    """ "xla", or "pallas" for the fused kernels."""
+    """ "xla"; "native" for C++ on a CPU; "pallas" for the fused kernels on a GPU."""
     precision: str = "highest"
     """Of the two matrix products, see `linalg.dot`."""
     block: int = 0
@@ -51,17 +54,16 @@ def choose(
 ) -> Choice:
     """From backend, shape and dtype to a `Choice`; what the caller names is taken.
 
-    "auto" is "xla" everywhere: the fused kernels are tested in Pallas' interpret mode, and have not been
-    measured on a GPU.
+    "auto" is "native" on a CPU where it has been built, and "xla" elsewhere: the kernels in Pallas are
+    tested in its interpret mode, and have not been measured on a GPU.
 
     Raises `ValueError` for a kernel or a precision that does not exist, or not here.
     """
     second = families.get(family).second
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}; got {kernel!r}.")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}.")
-    if kernel == "pallas":
+    chosen = _kernel(kernel, dtype)
+    if chosen == "pallas":
         from gmmjax import kernels
 
         on_gpu, served = jax.default_backend() == "gpu", kernels.supports(family, k, d, dtype)
@@ -76,10 +78,52 @@ def choose(
     if jax.default_backend() != "gpu" or jnp.dtype(dtype) != jnp.float32:
         precision = "highest"  # there is no other
     block = rows_a_block(d, k, second, dtype, lanes) if block is None else block
-    # From the round number of rows, so that data of like size share a program.
-    batch = lanes_a_batch(bucket(n, block), k, block, dtype) if batch is None else batch
-    chosen = "pallas" if kernel == "pallas" else "xla"
+    batch = _batch(chosen, n, k, block, dtype) if batch is None else batch
     return Choice(chosen, precision, block, min(batch, lanes))
+
+
+def choose_for_kmeans(
+    n: int,
+    k: int,
+    dtype: jnp.dtype,
+    lanes: int,
+    *,
+    kernel: str = "auto",
+    block: int,
+    batch: int | None = None,
+) -> Choice:
+    """As `choose`, for K-means: "auto", "xla" or "native"."""
+    chosen = _kernel(kernel, dtype)
+    if chosen == "pallas":
+        raise ValueError("kernel: expected auto, xla or native for K-means; got 'pallas'.")
+    batch = _batch(chosen, n, k, block, dtype) if batch is None else batch
+    return Choice(chosen, "highest", min(block, bucket(n, block)), min(batch, lanes))
+
+
+def _kernel(kernel: str, dtype: jnp.dtype) -> str:
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}; got {kernel!r}.")
+    if kernel in ("xla", "pallas"):
+        return kernel
+    from gmmjax import native
+
+    if native.supports(dtype):
+        if kernel == "native":
+            native.build()
+        return "native" if native.built() else "xla"
+    if kernel == "native":
+        raise ValueError(
+            f"kernel: 'native' is for a CPU, in float32 or float64; got {jax.default_backend()!r} and "
+            f"{jnp.dtype(dtype).name}. Use 'auto'."
+        )
+    return "xla"
+
+
+def _batch(kernel: str, n: int, k: int, block: int, dtype: jnp.dtype) -> int:
+    """Lanes that step together; from the round number of rows, so that like data share a program."""
+    if kernel == "native":
+        return NATIVE_LANES
+    return lanes_a_batch(bucket(n, block), k, block, dtype)
 
 
 def bucket(n: int, block: int) -> int:

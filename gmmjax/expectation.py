@@ -78,6 +78,8 @@ class Prepared:
             from gmmjax import kernels
 
             fast = blocks_.collect(partial(kernels.expect, self, precision=precision), blocks)
+        elif blocks.how.kernel == "native":
+            fast = self._native(blocks.rows(), blocks.weights.reshape(-1))
         else:
             by_block = partial(feature_sums, self, precision=precision)
             sums, log_likelihood = blocks_.collect(by_block, blocks)
@@ -85,6 +87,20 @@ class Prepared:
         return linalg.when(
             self.cancels, lambda: blocks_.collect(partial(by_differences, self), blocks), fast
         )
+
+    def _native(
+        self, x: Float[Array, "n d"], weights: Float[Array, "n"]
+    ) -> tuple[Moments, Float[Array, ""]]:
+        """`by_features` of all rows, in C++."""
+        from gmmjax import native
+
+        kind, d = families.get(self.family).second, x.shape[1]
+        white = jnp.zeros((0, d), x.dtype)
+        if kind.pooled:
+            white = self.factors.whiten(jnp.eye(d, dtype=x.dtype)[None])[0]
+        sums, log_likelihood = native.feature_sums(self.coefficients, white, x, weights, kind)
+        pooled = moments.pooled(x.T, weights, kind)
+        return moments.from_features(sums, pooled, kind), log_likelihood
 
 
 def prepare(

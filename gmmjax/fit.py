@@ -89,7 +89,8 @@ def fit(
     - `accelerate`: larger steps where EM is slow, see `acceleration`; False for plain EM.
     - `missing`: "refuse" raises on NaN. "marginalize" takes it for a value missing at random and
       integrates it out; the log-likelihood is then that of the values that are known (see `incomplete`).
-    - `kernel`: "auto", "xla" or "pallas" (fused kernels for a GPU); `precision` of the matrix products
+    - `kernel`: "auto", "xla", "native" (C++ for a CPU, compiled here at its first use, see `native`) or
+      "pallas" (fused kernels for a GPU); `precision` of the matrix products
       in float32 on a GPU: "highest", "high" (as accurate, on the tensor cores) or "tf32" (within 1e-3
       nats a sample). Everywhere else products are at full precision. The result's `choice` says what
       was taken.

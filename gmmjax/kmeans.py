@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from gmmjax import checks, linalg
-from gmmjax.backend import lanes_a_batch
-from gmmjax.blocks import DEFAULT_BLOCK, Blocks, bucketed, split, total
+from gmmjax.backend import Choice, choose_for_kmeans
+from gmmjax.blocks import DEFAULT_BLOCK, Blocks, bucketed, collect, split, total
 from gmmjax.em import blank, turn
 from gmmjax.lanes import Lanes, best_of, in_batches
 from gmmjax.moments import column_mean
 from gmmjax.seeding import kmeans_plus_plus, random_points
 from gmmjax.status import Status
-from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
+from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
 
 
 @pytree
@@ -102,6 +102,17 @@ class KMeans:
         )
         return found, -jnp.sum(weights * distance)
 
+    def collect(self, blocks: Blocks) -> tuple[Assignment, Float[Array, ""]]:
+        """The sum of `expect` over all blocks, in C++ where `blocks.how` says so."""
+        if blocks.how.kernel != "native":
+            return collect(self.expect, blocks)
+        from gmmjax import native
+
+        rows, weights = blocks.rows(), blocks.weights.reshape(-1)
+        room = min(self.centers.shape[0], 8)
+        *found, inertia = native.assign(self.centers, rows, weights, room=room)
+        return Assignment(*found), -inertia
+
     def maximize(
         self, moments: Assignment, *, prior: Any = None, reg: ArrayLike = 0.0
     ) -> tuple["KMeans", Int[Array, ""]]:
@@ -154,6 +165,7 @@ class KMeansResult:
     n_steps: Int[Array, ""]
     best: Int[Array, ""]  # which lane it was
     lanes: Lanes  # how every lane ended; its "log-likelihood" is minus the inertia
+    choice: Choice = static(default=Choice())  # how it was computed
 
     @property
     def centers(self) -> Float[Array, "k d"]:
@@ -172,6 +184,7 @@ def kmeans(
     max_steps: ArrayLike = 300,
     block: int | None = None,
     restart_batch: int | None = None,
+    kernel: str = "auto",
     throw: bool = True,
 ) -> KMeansResult:
     """K-means by Lloyd's iteration from many starts at once; the least inertia is kept.
@@ -185,6 +198,7 @@ def kmeans(
     - `tol`: the fall of the inertia in one step, as a fraction of the variance of the data per row,
       at which a lane has converged. With 0, exactly `max_steps` are taken.
     - `max_steps`, `block`, `restart_batch`, `throw`: as in `fit`.
+    - `kernel`: "auto", "xla" or "native", as in `fit`.
 
     An emptied cluster is moved to the row farthest from its centre; where every row lies on a
     centre, clusters stay empty and the status is `EMPTY_COMPONENT`.
@@ -205,7 +219,6 @@ def kmeans(
     checks.nonnegative(tol, "tol")
     checks.nonnegative(max_steps, "max_steps")
     lanes = checks.count(restarts, "restarts")
-    block = DEFAULT_BLOCK if block is None else checks.count(block, "block")
     start = None
     if isinstance(init, str):
         if init not in ("k-means++", "random_points"):
@@ -218,25 +231,28 @@ def kmeans(
             )
         start = start[None] if start.ndim == 2 else start
         lanes, init = start.shape[0], "centers"
-    batch = lanes_a_batch(n, k, block, x.dtype) if restart_batch is None else restart_batch
-    batch = min(checks.count(batch, "restart_batch"), lanes)
-    padded, w = bucketed(x, w, block)
+    choice = choose_for_kmeans(
+        n, k, x.dtype, lanes, kernel=kernel,
+        block=DEFAULT_BLOCK if block is None else checks.count(block, "block"),
+        batch=None if restart_batch is None else checks.count(restart_batch, "restart_batch"),
+    )  # fmt: skip
+    padded, w = bucketed(x, w, choice.block)
     result = _kmeans(
         key, padded, w, start, jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),
-        k=k, init=init, lanes=lanes, block=min(block, padded.shape[0]), batch=batch,
+        k=k, init=init, lanes=lanes, choice=choice,
     )  # fmt: skip
     if throw:
         checks.ended(result.status, f"kmeans: none of {lanes} starts ended")
     return dataclasses.replace(result, labels=result.labels[:n])
 
 
-@partial(jax.jit, static_argnames=("k", "init", "lanes", "block", "batch"))
+@partial(jax.jit, static_argnames=("k", "init", "lanes", "choice"))
 def _kmeans(
     key: Array, x: Array, w: Array, start: Array | None, tol: Array, max_steps: Array, *,
-    k: int, init: str, lanes: int, block: int, batch: int,
+    k: int, init: str, lanes: int, choice: Choice,
 ) -> KMeansResult:  # fmt: skip
     centre = column_mean(x, w)
-    data = split(x - centre, w, block)
+    data = split(x - centre, w, choice.block, choice)
     rows, row_weights = data.rows(), data.weights.reshape(-1)
     unit = scale_of(data)
 
@@ -246,12 +262,12 @@ def _kmeans(
         return rows[random_points(one, row_weights, k)]
 
     if start is None:
-        centers = in_batches(seeds, jax.random.split(key, lanes), batch)
+        centers = in_batches(seeds, jax.random.split(key, lanes), choice.batch)
     else:
         centers = start - centre
     once = turn(data, tol=tol * unit, max_steps=max_steps)
     empty = blank(KMeans(centers[0]), data)
-    result, endings, best = best_of(once, KMeans(centers), empty, batch)
+    result, endings, best = best_of(once, KMeans(centers), empty, choice.batch)
     labels = jax.lax.map(lambda x: _nearest(result.model.centers, x), data.data).reshape(-1)
     return KMeansResult(
         model=KMeans(result.model.centers + centre),
@@ -262,6 +278,7 @@ def _kmeans(
         n_steps=result.n_steps,
         best=best,
         lanes=endings,
+        choice=choice,
     )
 
 
