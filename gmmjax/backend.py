@@ -18,9 +18,6 @@ KERNELS = ("auto", "xla", "native", "pallas")
 CACHE = 2**18
 """Bytes of features, log-densities and responsibilities of one block: they stay in a core's L2."""
 
-NATIVE_LANES = 32
-"""Native code goes through the lanes by itself; many of them share the cost of the M-step's calls."""
-
 LANES = 80 * 2**10
 """Bytes of the responsibilities of one block and all lanes, on a CPU."""
 
@@ -122,7 +119,8 @@ def _kernel(kernel: str, dtype: jnp.dtype) -> str:
 def _batch(kernel: str, n: int, k: int, block: int, dtype: jnp.dtype) -> int:
     """Lanes that step together; from the round number of rows, so that like data share a program."""
     if kernel == "native":
-        return NATIVE_LANES
+        # It shares the cores out by itself; on small data more lanes share the calls of an M-step.
+        return max(8, min(64, 2**17 // (bucket(n, block) * k)))
     return lanes_a_batch(bucket(n, block), k, block, dtype)
 
 

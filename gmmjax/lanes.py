@@ -52,6 +52,7 @@ class Lanes:
 class _Slots:
     state: EMState  # with a leading axis of slots
     lane: Int[Array, "s"]  # which start each slot works on; r and above: none
+    start: Any  # where each begins; gathered when a slot takes up a lane, and not every step
     fresh: Bool[Array, "s"]  # whether it has yet to begin
     taken: Int[Array, ""]  # how many starts have been taken up
     endings: Lanes
@@ -122,6 +123,9 @@ def _round(
     r = jax.tree.leaves(starts)[0].shape[0]
     slots = min(slots, r)
 
+    def begins(lane: Int[Array, "s"]) -> Any:
+        return jax.tree.map(lambda a: a[jnp.minimum(lane, r - 1)], starts)
+
     def hand_over(s: _Slots, ended: Bool[Array, "s"]) -> _Slots:
         at = jnp.where(ended, s.lane, r)  # r lies outside: nothing is written there
         now = Lanes(s.state.log_likelihood, s.state.n_steps, s.state.status)
@@ -129,11 +133,10 @@ def _round(
         best, best_lane = _better(s.best, s.best_lane, s.state, s.lane + offset, ended)
         lane = jnp.where(ended, s.taken + jnp.cumsum(ended) - 1, s.lane)
         taken = s.taken + jnp.sum(ended)
-        return _Slots(s.state, lane, ended, taken, endings, best, best_lane)
+        return _Slots(s.state, lane, begins(lane), ended, taken, endings, best, best_lane)
 
     def body(s: _Slots) -> _Slots:
-        mine = jax.tree.map(lambda a: a[jnp.minimum(s.lane, r - 1)], starts)
-        state = jax.vmap(once)(s.state, mine, s.fresh)
+        state = jax.vmap(once)(s.state, s.start, s.fresh)
         s = dataclasses.replace(s, state=state, fresh=jnp.zeros_like(s.fresh))
         ended = (s.state.status != Status.RUNNING) & (s.lane < count)
         return linalg.when(jnp.any(ended), lambda: hand_over(s, ended), s)
@@ -142,6 +145,7 @@ def _round(
     begin = _Slots(
         state=jax.tree.map(lambda a: jnp.broadcast_to(a, (slots, *a.shape)), empty),
         lane=jnp.arange(slots),
+        start=begins(jnp.arange(slots)),
         fresh=jnp.ones(slots, bool),
         taken=jnp.asarray(slots),
         endings=Lanes(jnp.zeros(r, best.log_likelihood.dtype), number, number),
