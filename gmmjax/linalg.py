@@ -4,8 +4,9 @@ Separate from the families so that each numerical trick stands once, beside the 
 """
 
 import math
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import jax
@@ -36,10 +37,15 @@ SMALL = 8
 nanoseconds to call on a CPU, and with a thousand lanes of 4 × 4 matrices little else was done."""
 
 
+AT_ONCE = 8
+"""Lanes of a rare repair that are worked on together, see `when`."""
+
+
 def dot(a: Array, b: Array, precision: str = "highest") -> Array:
     """Matrix product, at full precision unless one of `PRECISIONS` is named."""
     if max(a.ndim, b.ndim) > 2 <= min(a.ndim, b.ndim) and max(*a.shape[-2:], b.shape[-1]) <= SMALL:
-        return jnp.sum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
+        terms = (a[..., :, i, None] * b[..., None, i, :] for i in range(a.shape[-1]))
+        return reduce(operator.add, terms)
     return jnp.matmul(a, b, precision=PRECISIONS[precision])
 
 
@@ -53,7 +59,8 @@ def when(pred: Bool[Array, ""], fn: Callable[[], T], otherwise: T) -> T:
 
     `lax.cond` under `vmap` becomes a select that always runs both sides. Here a batch of lanes asks
     whether *any* of them needs the work, and that question is a `lax.cond` again, so a rare repair
-    costs nothing in the common case. (Not reverse-differentiable: for E and M steps only. A
+    costs nothing in the common case; and of many lanes only those that ask are worked on. (Not
+    reverse-differentiable: for E and M steps only. A
     `while_loop` of at most one turn does not serve: nothing in its body depends on the turn, so XLA
     moves the work out of the loop and does it always. It made a step of `fit` seven times as slow.)
     """
@@ -77,17 +84,38 @@ def _choose(pred: Array, work: Callable[[Any], T], otherwise: T, operands: Any) 
     def _(size: int, batched: Any, pred: Array, otherwise: T, operands: Any) -> Any:
         axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
 
-        def lanes(everything: Any) -> T:
-            def one(pred: Array, otherwise: T, operands: Any) -> T:
-                return jax.tree.map(partial(jnp.where, pred), work(operands), otherwise)
+        def one(pred: Array, otherwise: T, operands: Any) -> T:
+            return jax.tree.map(partial(jnp.where, pred), work(operands), otherwise)
 
-            return jax.vmap(one, axes, axis_size=size)(*everything)
+        def lanes(everything: Any) -> T:
+            if size <= AT_ONCE or not batched[0]:
+                return jax.vmap(one, axes, axis_size=size)(*everything)
+            return _in_turn(one, tuple(batched), *everything)
 
         same = jax.vmap(lambda a: a, axes[1:2], axis_size=size)(otherwise)  # a lane each
         out = _choose(jnp.any(pred), lanes, same, (pred, otherwise, operands))
         return out, jax.tree.map(lambda _: True, out)
 
     return choose(pred, otherwise, operands)
+
+
+def _in_turn(one: Callable[..., T], batched: Any, pred: Array, otherwise: T, operands: Any) -> T:
+    """The lanes that ask, `AT_ONCE` at a time: one lane of a thousand does not make all of them work."""
+    size = pred.shape[0]
+    order = jnp.argsort(~pred)
+    asking = jnp.sum(pred)
+    axes = jax.tree.map(lambda b: 0 if b else None, batched)
+    each = jax.vmap(lambda a: a, axes[1:2], axis_size=size)(otherwise)  # a lane each
+
+    def body(carry: tuple[Array, T]) -> tuple[Array, T]:
+        done, out = carry
+        at = lax.dynamic_slice(order, (jnp.minimum(done, size - AT_ONCE),), (AT_ONCE,))
+        mine = jax.tree.map(lambda b, a: a[at] if b else a, batched, (pred, otherwise, operands))
+        new = jax.vmap(one, axes, axis_size=AT_ONCE)(*mine)
+        return done + AT_ONCE, jax.tree.map(lambda o, n: o.at[at].set(n), out, new)
+
+    start = (jnp.zeros_like(asking), each)
+    return lax.while_loop(lambda carry: carry[0] < asking, body, start)[1]
 
 
 def solve_lower(lower: Float[Array, "*b d d"], x: Float[Array, "*b d m"]) -> Float[Array, "*b d m"]:
