@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks._contest import Result, contest, limits
 from benchmarks._cpu_contenders import CONTENDERS, Work
+from gmmjax import native
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def bench(name: str, dtype: str, repeats: int, peak: float, rivals: list[str]) -
 
 
 def _fastest(results: list[Result]) -> Result | None:
-    rivals = [r for r in results if r.name != "gmmjax" and r.seconds]
+    rivals = [r for r in results if not r.name.startswith("gmmjax") and r.seconds]
     return min(rivals, key=lambda r: r.median) if rivals else None
 
 
@@ -115,10 +116,19 @@ def picture(rows: list[dict], path: str) -> None:
     dtypes = sorted({r["dtype"] for r in rows})
     figure, axes = plt.subplots(1, len(dtypes), figsize=(6 * len(dtypes), 4), squeeze=False)
     names = [n for n in CONTENDERS if n != "gmmjax"]
-    colors = ["#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#999999"]
+    colors = [
+        "#000000",
+        "#0072B2",
+        "#56B4E9",
+        "#E69F00",
+        "#009E73",
+        "#CC79A7",
+        "#D55E00",
+        "#999999",
+    ]
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         cases = [c for c in CASES if any(r["case"] == c and r["dtype"] == dtype for r in rows)]
-        for name, color, mark in zip(names, colors, "osD^vPX", strict=True):
+        for name, color, mark in zip(names, colors, "_osD^vPX", strict=True):
             points = [
                 (cases.index(r["case"]), r["ratio"])
                 for r in rows
@@ -155,6 +165,7 @@ def main() -> int:
         flush=True,
     )
     rivals = ["gmmjax", *(arguments.rival or CONTENDERS)]
+    native.build()
     rows = []
     if arguments.json and os.path.exists(arguments.json):
         rows = json.loads(Path(arguments.json).read_text())["rows"]

@@ -16,6 +16,8 @@ PROGRAMS = Path(__file__).resolve().parents[1] / ".pytest_cache" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# What this user has built of `gmmjax.native` is not what is tested; test_native builds its own.
+os.environ["GMMJAX_CACHE"] = str(PROGRAMS.parent / "nothing-built")
 
 QUICK = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):

@@ -35,7 +35,7 @@ def test_what_was_chosen_is_in_the_result(x):
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("kernel", "cuda", "kernel: expected one of auto, xla, pallas; got 'cuda'"),
+        ("kernel", "cuda", "kernel: expected one of auto, xla, native, pallas; got 'cuda'"),
         ("precision", "low", "precision: expected one of highest, high, tf32; got 'low'"),
     ],
 )
