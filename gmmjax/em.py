@@ -194,14 +194,19 @@ def terminate(
     """Decide whether a running lane has ended.
 
     Converged: the change is finite and at most `tol` in size, or at most the rounding of the
-    objective itself (a change below that cannot be seen). With `tol` 0 no change is small enough:
-    exactly `max_steps` are taken. A fall of more than that is no
-    convergence. What the last M-step warned of becomes the lane's status if it is worse.
+    objective itself (a change below that cannot be seen); or that is so of the mean change over the
+    whole trace, where no prior is (in float32 the sums behind the objective may round by many times
+    its own last digit, and single changes then never get that small). With `tol` 0 no change is small
+    enough: exactly `max_steps` are taken. A fall of more than that is no convergence. What the last
+    M-step warned of becomes the lane's status if it is worse.
     """
     eps = jnp.finfo(state.objective.dtype).eps
     size = jnp.abs(state.objective) / blocks.total_weight
     threshold = jnp.where(jnp.asarray(tol) > 0, jnp.maximum(tol, 0.5 * eps * size), 0.0)
+    drift = (state.trace[-1] - state.trace[0]) / (blocks.total_weight * (TRACE_LENGTH - 1))
+    drift = jnp.where(state.objective == state.log_likelihood, drift, jnp.inf)  # NaN until it is full
     converged = (state.n_steps > 0) & (jnp.abs(state.change) < threshold)
+    converged |= jnp.abs(drift) < threshold
     ended = worst(jnp.where(converged, Status.CONVERGED, Status.MAX_STEPS), state.warning)
     done = (state.status == Status.RUNNING) & (converged | (state.n_steps >= max_steps))
     return _end(state, jnp.where(done, ended, state.status))

@@ -54,6 +54,7 @@ template <class T> struct Simd {
   typedef T V __attribute__((vector_size(kBytes)));
   typedef T U __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
   typedef Int I __attribute__((vector_size(kBytes)));
+  typedef double D __attribute__((vector_size(W * sizeof(double))));
 
   static V load(const T* p) { return *reinterpret_cast<const U*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
@@ -252,7 +253,7 @@ template <class T> void shared_term(const T* u, const T* xt, int64_t q, int64_t 
 // Log-densities [k, tile], less `common`, become responsibilities times weights; returns Σ w log p.
 template <class T> double softmax(T* joint, const T* common, const T* weights, int64_t k, int64_t tile) {
   using S = Simd<T>;
-  typename S::V total = {};
+  typename S::D total = {};  // a change of one part in 10⁸ between two steps must show
   for (int64_t i = 0; i < tile; i += S::W) {
     auto largest = S::load(joint + i);
     for (int64_t j = 1; j < k; ++j) {
@@ -268,7 +269,8 @@ template <class T> double softmax(T* joint, const T* common, const T* weights, i
     const auto w = S::load(weights + i), scale = w / sum;
     for (int64_t j = 0; j < k; ++j)
       S::store(joint + j * tile + i, S::load(joint + j * tile + i) * scale);
-    total += w * (largest + S::load(common + i) + S::log(sum));
+    const auto value = w * (largest + S::load(common + i) + S::log(sum));
+    total += __builtin_convertvector(value, typename S::D);
   }
   double sum = 0;
   for (int i = 0; i < S::W; ++i) sum += total[i];
