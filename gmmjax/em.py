@@ -204,7 +204,9 @@ def terminate(
     size = jnp.abs(state.objective) / blocks.total_weight
     threshold = jnp.where(jnp.asarray(tol) > 0, jnp.maximum(tol, 0.5 * eps * size), 0.0)
     drift = (state.trace[-1] - state.trace[0]) / (blocks.total_weight * (TRACE_LENGTH - 1))
-    drift = jnp.where(state.objective == state.log_likelihood, drift, jnp.inf)  # NaN until it is full
+    drift = jnp.where(
+        state.objective == state.log_likelihood, drift, jnp.inf
+    )  # NaN until it is full
     converged = (state.n_steps > 0) & (jnp.abs(state.change) < threshold)
     converged |= jnp.abs(drift) < threshold
     ended = worst(jnp.where(converged, Status.CONVERGED, Status.MAX_STEPS), state.warning)
@@ -350,7 +352,7 @@ def em(
     [0.1, 4.1]
     """
     _check_dtypes(model, data)
-    return _em(model, data, weights, prior, reg, tol, max_steps, block, accelerate)
+    return _em(model, data, weights, prior, reg, tol, max_steps, block, accelerate, type(model))
 
 
 def _check_dtypes(model: Any, data: Any) -> None:
@@ -372,7 +374,7 @@ def _check_dtypes(model: Any, data: Any) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=(7, 8))
+@partial(jax.jit, static_argnums=(7, 8, 9))
 def _em(
     model: Model,
     data: Any,
@@ -383,6 +385,7 @@ def _em(
     max_steps: ArrayLike,
     block: int | None,
     accelerate: bool,
+    kind: type[Model],  # where a user's own class does not tell itself apart, see `typing.pytree`
 ) -> EMResult[Model]:
     restore = _same
     localize = getattr(model, "localize", None)

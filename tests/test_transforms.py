@@ -1,5 +1,7 @@
 """jit, vmap and grad over fits and densities; and one compilation for all values of one shape."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +174,17 @@ def test_many_rows_are_taken_in_chunks():
     np.testing.assert_allclose(whole[-5:], model.log_prob(x[-5:]), rtol=tolerance(1e-12, 1e-4))
     slope = jax.grad(lambda m: jnp.mean(m.log_prob(x)))(model)
     assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(slope))
+
+
+def test_classes_of_like_fields_are_told_apart():
+    """JAX compares dataclasses by their fields alone: a jitted function then mixes up their programs."""
+    from gmmjax.typing import pytree
+
+    fields = {"__annotations__": {"value": object}}
+    made = [pytree(type(f"Like{i}", (), dict(fields))) for i in range(300)]
+    structures = [jax.tree.structure(cls(1.0)) for cls in made]
+    assert all(a != b for a, b in pairwise(structures))
+    same = jax.jit(lambda model: model)
+    assert all(type(same(cls(1.0))) is cls for cls in made)
+    paths = jax.tree_util.tree_flatten_with_path(made[0](1.0))[0]
+    assert jax.tree_util.keystr(paths[0][0]) == ".value"

@@ -12,8 +12,10 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -93,13 +95,16 @@ template <class T> struct Simd {
     return __builtin_convertvector(e, V) * T(0.69314718055994530942) + 2 * z * y + (s - s);
   }
 
+  // a₀ + a₁, a₂ + a₃, …, b₀ + b₁, …
+  template <int... i> static V neighbours(V a, V b, std::integer_sequence<int, i...>) {
+    return __builtin_shufflevector(a, b, 2 * i...) + __builtin_shufflevector(a, b, 2 * i + 1 ...);
+  }
+
   // W vectors to the vector of their sums, in their order.
   static V sums(V* a) {
-    I even, odd;
-    for (int i = 0; i < W; ++i) { even[i] = 2 * i; odd[i] = 2 * i + 1; }
     for (int count = W; count > 1; count /= 2)
       for (int i = 0; i < count / 2; ++i)
-        a[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], even) + __builtin_shuffle(a[2 * i], a[2 * i + 1], odd);
+        a[i] = neighbours(a[2 * i], a[2 * i + 1], std::make_integer_sequence<int, W>{});
     return a[0];
   }
 };
