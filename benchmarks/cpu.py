@@ -145,6 +145,26 @@ def picture(rows: list[dict], path: str) -> None:
     figure.savefig(path, dpi=130)
 
 
+def table(rows: list[dict]) -> str:
+    """Markdown: a line a work and dtype; times, and in brackets how many times gmmjax's own."""
+    names = [n for n in CONTENDERS if any(r["name"] == n and "time" in r for r in rows)]
+    lines = [f"| work | unit | {' | '.join(names)} |", "|" + "---|" * (len(names) + 2)]
+    for case in CASES:
+        for dtype in ("float32", "float64"):
+            mine = {r["name"]: r for r in rows if (r["case"], r["dtype"]) == (case, dtype)}
+            timed = {n: r for n, r in mine.items() if "time" in r}
+            if timed:
+                unit = next(iter(timed.values()))["unit"]
+                cells = [
+                    f"{timed[n]['time']:.3g} ({timed[n]['ratio']:.2g})" if n in timed else ""
+                    for n in names
+                ]
+                cells[0] = f"**{timed['gmmjax']['time']:.3g}**"
+                text = CASES[case].text
+                lines.append(f"| {case} {text}, {dtype} | {unit} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Print the lines; write JSON and a picture where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -156,7 +176,11 @@ def main() -> int:
         "--json", help="a file for the results; those already there of other cases stay"
     )
     parser.add_argument("--picture", help="a file for the picture")
+    parser.add_argument("--table", metavar="JSON", help="only print results of before in Markdown")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(Path(arguments.table).read_text())["rows"]), end="")
+        return 0
     machine = limits()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; a large product: "
