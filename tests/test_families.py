@@ -387,3 +387,12 @@ def test_fit_takes_a_family_of_each_kind(model):
     labels = np.asarray(result.model.predict(x))
     assert (labels[:80] == labels[0]).mean() > 0.95
     assert (labels[80:] != labels[0]).mean() > 0.95
+
+
+def test_a_floor_takes_one_call_of_lapack():
+    """Two batches factored at once can wait for each other's threads for ever, on two cores."""
+    from gmmjax import linalg
+
+    a = jnp.broadcast_to(jnp.eye(6), (3, 6, 6))
+    text = str(jax.make_jaxpr(lambda a: linalg.floored_cholesky(a, jnp.full(6, 1e-3))[0])(a))
+    assert text.count("cholesky[") == 1
