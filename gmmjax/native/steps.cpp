@@ -194,33 +194,54 @@ template <class T> void transpose(const T* x, int64_t d, int64_t first, int64_t 
 
 enum class Kind : int64_t { kLinear, kTrace, kDiag, kFull };
 
-// phi has 1, x, and then the second-order terms, of which x itself is already there.
-template <class T> void features(Kind kind, int64_t d, int64_t tile, T* phi) {
-  using S = Simd<T>;
-  std::fill(phi, phi + tile, T(1));
-  const T* x = phi + tile;
-  T* out = phi + (1 + d) * tile;
-  if (kind == Kind::kTrace) {
-    for (int64_t i = 0; i < tile; i += S::W) {
-      typename S::V sum = {};
-      for (int64_t a = 0; a < d; ++a) sum += S::load(x + a * tile + i) * S::load(x + a * tile + i);
-      S::store(out + i, sum);
-    }
-    return;
-  }
-  for (int64_t a = 0; a < d && kind != Kind::kLinear; ++a)
-    for (int64_t b = a; b < (kind == Kind::kDiag ? a + 1 : d); ++b, out += tile)
-      for (int64_t i = 0; i < tile; i += S::W)
-        S::store(out + i, S::load(x + a * tile + i) * S::load(x + b * tile + i));
+// What the features are products of: 1, each x_a, and the second-order terms x_a x_b (or their sum for a trace).
+struct Pair { int64_t a, b; };  // −1: 1 in its place
+constexpr int64_t kSquares = -2;  // Σ_a x_a²
+
+std::vector<Pair> pairs_of(Kind kind, int64_t d) {
+  std::vector<Pair> pairs = {{-1, -1}};
+  for (int64_t a = 0; a < d; ++a) pairs.push_back({a, -1});
+  if (kind == Kind::kTrace) pairs.push_back({kSquares, -1});
+  for (int64_t a = 0; a < d && (kind == Kind::kDiag || kind == Kind::kFull); ++a)
+    for (int64_t b = a; b < (kind == Kind::kDiag ? a + 1 : d); ++b) pairs.push_back({a, b});
+  return pairs;
 }
 
-// Components j to j + H of the first product: out[j, i] = Σ_q coefficients[j, q] phi[q, i].
+// Features `first` to `last` of a tile; those past the end are 0.
+template <class T>
+void features(const std::vector<Pair>& pairs, int64_t d, int64_t tile, const T* x, int64_t first, int64_t last, T* phi) {
+  using S = Simd<T>;
+  for (int64_t q = first; q < last; ++q, phi += tile) {
+    if (q >= int64_t(pairs.size())) {
+      std::fill(phi, phi + tile, T(0));
+      continue;
+    }
+    const auto [a, b] = pairs[q];
+    for (int64_t i = 0; i < tile; i += S::W) {
+      auto value = S::all(1);
+      if (a == kSquares) {
+        value = S::all(0);
+        for (int64_t c = 0; c < d; ++c) value += S::load(x + c * tile + i) * S::load(x + c * tile + i);
+      } else if (a >= 0) {
+        value = S::load(x + a * tile + i);
+        if (b >= 0) value *= S::load(x + b * tile + i);
+      }
+      S::store(phi + i, value);
+    }
+  }
+}
+
+// H components of the first product: out[h, i] (+)= Σ_q coefficients[h, q] phi[q, i], over `count` features.
 template <class T, int H>
-void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t tile, T* out) {
+void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t count, int64_t tile, bool more, T* out) {
   using S = Simd<T>;
   for (int64_t i = 0; i < tile; i += 2 * S::W) {
     typename S::V sum[H][2] = {};
-    for (int64_t q = 0; q < p; ++q) {
+    for (int h = 0; h < H && more; ++h) {
+      sum[h][0] = S::load(out + h * tile + i);
+      sum[h][1] = S::load(out + h * tile + i + S::W);
+    }
+    for (int64_t q = 0; q < count; ++q) {
       const auto left = S::load(phi + q * tile + i), right = S::load(phi + q * tile + i + S::W);
       for (int h = 0; h < H; ++h) {
         const T c = coefficients[h * p + q];
@@ -236,18 +257,19 @@ void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t tile,
 }
 
 template <class T, int H = kTall>
-void all_log_densities(const T* coefficients, const T* phi, int64_t k, int64_t p, int64_t tile, T* out) {
+void all_log_densities(const T* coefficients, const T* phi, int64_t k, int64_t p, int64_t count, int64_t tile,
+                       bool more, T* out) {
   if constexpr (H > 0) {
     for (; k >= H; k -= H, coefficients += H * p, out += H * tile)
-      log_densities<T, H>(coefficients, phi, p, tile, out);
-    if (k > 0) all_log_densities<T, H - 1>(coefficients, phi, k, p, tile, out);
+      log_densities<T, H>(coefficients, phi, p, count, tile, more, out);
+    if (k > 0) all_log_densities<T, H - 1>(coefficients, phi, k, p, count, tile, more, out);
   }
 }
 
 // common[i] = −½ ‖U x_i‖², the term of a log-density that all components share; y is room for U x.
 template <class T> void shared_term(const T* u, const T* xt, int64_t q, int64_t d, int64_t tile, T* y, T* common) {
   using S = Simd<T>;
-  if (q > 0) all_log_densities(u, xt, q, d, tile, y);
+  if (q > 0) all_log_densities(u, xt, q, d, d, tile, false, y);
   for (int64_t i = 0; i < tile; i += S::W) {
     typename S::V sum = {};
     for (int64_t b = 0; b < q; ++b) sum += S::load(y + b * tile + i) * S::load(y + b * tile + i);
@@ -283,10 +305,12 @@ template <class T> double softmax(T* joint, const T* common, const T* weights, i
 }
 
 // The second product, blocked: out += Σ_i r[j, i] phi[q, i], kHigh components by kRun features at a time.
-template <class T> void moments(const T* r, const T* phi, int64_t k, int64_t p, int64_t tile, double* out) {
+// `count` features of p; `out` begins at the first of them.
+template <class T>
+void moments(const T* r, const T* phi, int64_t k, int64_t p, int64_t count, int64_t tile, double* out) {
   using S = Simd<T>;
-  for (int64_t j = 0; j < k; j += kHigh)
-    for (int64_t q = 0; q < p; q += kRun, out += kSums) {
+  for (int64_t j = 0; j < k; j += kHigh, out += (p - count) * kHigh)
+    for (int64_t q = 0; q < count; q += kRun, out += kSums) {
       typename S::V sum[kSums] = {};
       for (int64_t i = 0; i < tile; i += S::W) {
         typename S::V f[kRun];
@@ -323,32 +347,46 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
   const Plan plan(n, count, same, pool.num_threads());
 
   const int64_t p4 = up(p, kRun), k4 = up(k, kHigh), part = k4 * p4;
+  const std::vector<Pair> pairs = pairs_of(kind, d);
   int64_t tile = 256;
-  while (tile > 2 * S::W && (p4 + k4) * tile * int64_t(sizeof(T)) > kCache) tile /= 2;
+  while (tile > 64 && k4 * tile * int64_t(sizeof(T)) > kCache / 2) tile /= 2;
   tile = std::max<int64_t>(2 * S::W, std::min(tile, up(plan.rows, 2 * S::W)));
+  // Where the features of a tile do not fit beside the log-densities they are made twice, a panel at a time.
+  const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k4, 64);
+  const int64_t panel = std::min(p4, room / kRun * kRun);
   std::vector<double> parts(plan.chunks * count * part, 0.0), values(plan.chunks * count, 0.0);
 
   in_parallel(pool, plan.chunks * plan.groups, [&](int64_t task) {
     const int64_t chunk = task / plan.groups, group = task % plan.groups;
     const int64_t begin = chunk * plan.rows, end = std::min(n, begin + plan.rows);
     const int64_t first = group * plan.lanes, last = std::min(count, first + plan.lanes);
-    std::vector<T> storage[5];
-    T* phi = aligned(storage[0], p4 * tile);
+    std::vector<T> storage[6];
+    T* phi = aligned(storage[0], panel * tile);
+    T* xt = aligned(storage[5], d * tile);
     T* joint = aligned(storage[1], k4 * tile);
     T* weight = aligned(storage[2], tile);
     T* white = aligned(storage[3], shared * tile);
     T* common = aligned(storage[4], tile);
     for (int64_t at = begin; at < end; at += tile) {
-      transpose(x.lane(first), d, at, end, tile, phi + tile);
-      features(kind, d, tile, phi);
+      transpose(x.lane(first), d, at, end, tile, xt);
+      if (panel == p4) features(pairs, d, tile, xt, 0, p4, phi);
       const int64_t here = std::min(tile, end - at);
       for (int64_t lane = first; lane < last; ++lane) {
         std::memcpy(weight, w.lane(lane) + at, here * sizeof(T));
         std::fill(weight + here, weight + tile, T(0));
-        all_log_densities(c.lane(lane), phi, k, p, tile, joint);
-        if (shared > 0) shared_term(u.lane(lane), phi + tile, shared, d, tile, white, common);
-        values[chunk * count + lane] += softmax(joint, common, weight, k, tile);
-        moments(joint, phi, k4, p4, tile, parts.data() + (chunk * count + lane) * part);
+        for (int64_t q = 0; q < p; q += panel) {
+          if (panel < p4) features(pairs, d, tile, xt, q, std::min(q + panel, p4), phi);
+          all_log_densities(c.lane(lane) + q, phi, k, p, std::min(panel, p - q), tile, q > 0, joint);
+        }
+        if (shared > 0) shared_term(u.lane(lane), xt, shared, d, tile, white, common);
+        const int64_t slot = chunk * count + lane;
+        values[slot] += softmax(joint, common, weight, k, tile);
+        double* out = parts.data() + slot * part;
+        for (int64_t q = 0; q < p4; q += panel) {
+          const int64_t length = std::min(panel, p4 - q);
+          if (panel < p4) features(pairs, d, tile, xt, q, q + length, phi);
+          moments(joint, phi, k4, p4, length, tile, out + q * kHigh);
+        }
       }
     }
   });
