@@ -6,6 +6,7 @@ the first, which compiles, stands beside. The score is the mean log-likelihood i
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -99,8 +100,11 @@ def main() -> int:
     for dtype in ("float32", "float64"):
         work = replace(WORK, dtype=dtype)
         cores = os.cpu_count() or 1
-        settings = [("gmmjax", gmmjax, cores), ("oneDAL", onedal, 1), ("oneDAL", onedal, cores)]
-        settings += [("scikit-learn", scikit_learn, t) for t in range(1, cores + 1)]
+        # By its name, as a process of its own can import it: this script itself runs as __main__.
+        here = importlib.import_module("benchmarks.to_tolerance")
+        settings = [("gmmjax", here.gmmjax, cores)]
+        settings += [("oneDAL", here.onedal, t) for t in range(1, cores + 1)]
+        settings += [("scikit-learn", here.scikit_learn, t) for t in range(1, cores + 1)]
         workers = [Worker(name, run, work, threads, 0) for name, run, threads in settings]
         for worker in workers:
             if worker.skipped:
