@@ -24,12 +24,12 @@ namespace ffi = xla::ffi;
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kBytes = 64, kTall = 8, kSums = 16;
+constexpr int kBytes = 64, kTall = 8, kWide = 3, kHigh = 6;
 #else
-constexpr int kBytes = 32, kTall = 4, kSums = 8;
+constexpr int kBytes = 32, kTall = 4, kWide = 2, kHigh = 2;
 #endif
+constexpr int64_t kTile = 640 * kWide;  // bytes of a row of a tile, at most
 constexpr int kRun = 4;                 // features of one block of the second product
-constexpr int kHigh = kSums / kRun;     // and components
 constexpr int64_t kCache = 384 * 1024;  // bytes of a tile
 constexpr int64_t kChunks = 32;         // at most
 constexpr int64_t kChunkRows = 1024;    // at least
@@ -100,12 +100,27 @@ template <class T> struct Simd {
     return __builtin_shufflevector(a, b, 2 * i...) + __builtin_shufflevector(a, b, 2 * i + 1 ...);
   }
 
-  // W vectors to the vector of their sums, in their order.
-  static V sums(V* a) {
-    for (int count = W; count > 1; count /= 2)
-      for (int i = 0; i < count / 2; ++i)
-        a[i] = neighbours(a[2 * i], a[2 * i + 1], std::make_integer_sequence<int, W>{});
-    return a[0];
+  // Σ_a (x_a − y_a)².
+  static T distance(const T* x, const T* y, int64_t d) {
+    V parts = {};
+    int64_t a = 0;
+    for (; a + W <= d; a += W) {
+      const V gap = load(x + a) - load(y + a);
+      parts += gap * gap;
+    }
+    T sum = 0;
+    for (; a < d; ++a) sum += (x[a] - y[a]) * (x[a] - y[a]);
+    for (int i = 0; i < W && d >= W; ++i) sum += parts[i];
+    return sum;
+  }
+
+  // `count` vectors, a power of 2 up to W: neighbours added until one is left. Of W vectors it holds their sums in their order.
+  template <int count = W> static V sums(const V* a) {
+    if constexpr (count == 1) {
+      return a[0];
+    } else {
+      return neighbours(sums<count / 2>(a), sums<count / 2>(a + count / 2), std::make_integer_sequence<int, W>{});
+    }
   }
 };
 
@@ -177,6 +192,12 @@ struct Plan {
 
 int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Rows of a tile: a multiple of kWide vectors, so that `rows` are cut into equal parts of about `most`.
+template <class T> int64_t tile_of(int64_t rows, int64_t most) {
+  const int64_t tiles = (rows + most - 1) / most;
+  return up((rows + tiles - 1) / tiles, kWide * Simd<T>::W);
+}
+
 template <class T> T* aligned(std::vector<T>& v, int64_t size) {
   v.assign(size + kBytes / sizeof(T), T(0));
   auto at = reinterpret_cast<uintptr_t>(v.data());
@@ -235,24 +256,20 @@ void features(const std::vector<Pair>& pairs, int64_t d, int64_t tile, const T* 
 template <class T, int H>
 void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t count, int64_t tile, bool more, T* out) {
   using S = Simd<T>;
-  for (int64_t i = 0; i < tile; i += 2 * S::W) {
-    typename S::V sum[H][2] = {};
-    for (int h = 0; h < H && more; ++h) {
-      sum[h][0] = S::load(out + h * tile + i);
-      sum[h][1] = S::load(out + h * tile + i + S::W);
-    }
+  for (int64_t i = 0; i < tile; i += kWide * S::W) {
+    typename S::V sum[H][kWide] = {};
+    for (int h = 0; h < H && more; ++h)
+      for (int side = 0; side < kWide; ++side) sum[h][side] = S::load(out + h * tile + i + side * S::W);
     for (int64_t q = 0; q < count; ++q) {
-      const auto left = S::load(phi + q * tile + i), right = S::load(phi + q * tile + i + S::W);
+      typename S::V v[kWide];
+      for (int side = 0; side < kWide; ++side) v[side] = S::load(phi + q * tile + i + side * S::W);
       for (int h = 0; h < H; ++h) {
         const T c = coefficients[h * p + q];
-        sum[h][0] += c * left;
-        sum[h][1] += c * right;
+        for (int side = 0; side < kWide; ++side) sum[h][side] += c * v[side];
       }
     }
-    for (int h = 0; h < H; ++h) {
-      S::store(out + h * tile + i, sum[h][0]);
-      S::store(out + h * tile + i + S::W, sum[h][1]);
-    }
+    for (int h = 0; h < H; ++h)
+      for (int side = 0; side < kWide; ++side) S::store(out + h * tile + i + side * S::W, sum[h][side]);
   }
 }
 
@@ -304,27 +321,35 @@ template <class T> double softmax(T* joint, const T* common, const T* weights, i
   return sum;
 }
 
-// The second product, blocked: out += Σ_i r[j, i] phi[q, i], kHigh components by kRun features at a time.
-// `count` features of p; `out` begins at the first of them.
-template <class T>
-void moments(const T* r, const T* phi, int64_t k, int64_t p, int64_t count, int64_t tile, double* out) {
+// Of `k` components, how many the next block of the second product takes: blocks as high as registers allow, and alike.
+int64_t height(int64_t k) {
+  const int64_t blocks = (k + kHigh - 1) / kHigh;
+  return (k + blocks - 1) / blocks;
+}
+
+// A block of the second product, Σ_i r[h, i] phi[q, i], H components by kRun features at a time, added to `out`.
+template <class T, int H = kHigh>
+void moments(int64_t high, const T* r, const T* phi, int64_t count, int64_t tile, double* out) {
   using S = Simd<T>;
-  for (int64_t j = 0; j < k; j += kHigh, out += (p - count) * kHigh)
-    for (int64_t q = 0; q < count; q += kRun, out += kSums) {
-      typename S::V sum[kSums] = {};
-      for (int64_t i = 0; i < tile; i += S::W) {
-        typename S::V f[kRun];
-        for (int b = 0; b < kRun; ++b) f[b] = S::load(phi + (q + b) * tile + i);
-        for (int a = 0; a < kHigh; ++a) {
-          const auto v = S::load(r + (j + a) * tile + i);
-          for (int b = 0; b < kRun; ++b) sum[a * kRun + b] += v * f[b];
-        }
-      }
-      for (int c = 0; c < kSums; c += S::W) {
-        const auto whole = S::sums(sum + c);
-        for (int i = 0; i < S::W; ++i) out[c + i] += whole[i];
+  if constexpr (H > 1)
+    if (high < H) return moments<T, H - 1>(high, r, phi, count, tile, out);
+  constexpr int sums = H * kRun;
+  for (int64_t q = 0; q < count; q += kRun, out += sums) {
+    typename S::V sum[(sums + S::W - 1) / S::W * S::W] = {};
+    for (int64_t i = 0; i < tile; i += S::W) {
+      typename S::V f[kRun];
+      for (int b = 0; b < kRun; ++b) f[b] = S::load(phi + (q + b) * tile + i);
+      for (int h = 0; h < H; ++h) {
+        const auto v = S::load(r + h * tile + i);
+        for (int b = 0; b < kRun; ++b) sum[h * kRun + b] += v * f[b];
       }
     }
+    for (int c = 0; c < sums; c += S::W) {  // may end in zeros, past the block
+      alignas(kBytes) T whole[S::W];
+      S::store(whole, S::sums(sum + c));
+      for (int i = 0; i < S::W; ++i) out[c + i] += whole[i];
+    }
+  }
 }
 
 template <class T, ffi::DataType D>
@@ -346,13 +371,13 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
   const bool same = std::equal(x.offset.begin() + 1, x.offset.end(), x.offset.begin());
   const Plan plan(n, count, same, pool.num_threads());
 
-  const int64_t p4 = up(p, kRun), k4 = up(k, kHigh), part = k4 * p4;
+  const int64_t p4 = up(p, kRun), part = k * p4 + S::W;
   const std::vector<Pair> pairs = pairs_of(kind, d);
-  int64_t tile = 256;
-  while (tile > 64 && k4 * tile * int64_t(sizeof(T)) > kCache / 2) tile /= 2;
-  tile = std::max<int64_t>(2 * S::W, std::min(tile, up(plan.rows, 2 * S::W)));
+  int64_t most = kTile / sizeof(T);
+  while (most > 2 * kWide * S::W && k * most * int64_t(sizeof(T)) > kCache / 2) most /= 2;
+  const int64_t tile = tile_of<T>(plan.rows, most);
   // Where the features of a tile do not fit beside the log-densities they are made twice, a panel at a time.
-  const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k4, 64);
+  const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k, 64);
   const int64_t panel = std::min(p4, room / kRun * kRun);
   std::vector<double> parts(plan.chunks * count * part, 0.0), values(plan.chunks * count, 0.0);
 
@@ -363,7 +388,7 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
     std::vector<T> storage[6];
     T* phi = aligned(storage[0], panel * tile);
     T* xt = aligned(storage[5], d * tile);
-    T* joint = aligned(storage[1], k4 * tile);
+    T* joint = aligned(storage[1], k * tile);
     T* weight = aligned(storage[2], tile);
     T* white = aligned(storage[3], shared * tile);
     T* common = aligned(storage[4], tile);
@@ -385,7 +410,10 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
         for (int64_t q = 0; q < p4; q += panel) {
           const int64_t length = std::min(panel, p4 - q);
           if (panel < p4) features(pairs, d, tile, xt, q, q + length, phi);
-          moments(joint, phi, k4, p4, length, tile, out + q * kHigh);
+          for (int64_t j = 0, high; j < k; j += high) {
+            high = height(k - j);
+            moments(high, joint + j * tile, phi, length, tile, out + j * p4 + q * high);
+          }
         }
       }
     }
@@ -393,14 +421,16 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
 
   in_parallel(pool, count, [&](int64_t lane) {
     T* out = sums->typed_data() + lane * k * p;
-    for (int64_t j = 0; j < k; ++j)
-      for (int64_t q = 0; q < p; ++q) {
-        const int64_t place =
-            ((j / kHigh) * (p4 / kRun) + q / kRun) * kSums + (j % kHigh) * kRun + q % kRun;
-        double sum = 0;
-        for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) sum += parts[(chunk * count + lane) * part + place];
-        out[j * p + q] = T(sum);
-      }
+    for (int64_t j = 0, high; j < k; j += high) {
+      high = height(k - j);
+      for (int64_t h = 0; h < high; ++h)
+        for (int64_t q = 0; q < p; ++q) {
+          const int64_t place = j * p4 + (q / kRun * high + h) * kRun + q % kRun;
+          double sum = 0;
+          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) sum += parts[(chunk * count + lane) * part + place];
+          out[(j + h) * p + q] = T(sum);
+        }
+    }
     double value = 0;
     for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) value += values[chunk * count + lane];
     log_likelihood->typed_data()[lane] = T(value);
@@ -414,18 +444,19 @@ void nearest(const T* centers, const T* half, const T* xt, int64_t j, int64_t d,
              typename Traits<T>::Int* label) {
   using S = Simd<T>;
   typedef typename S::Int U __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
-  for (int64_t i = 0; i < tile; i += 2 * S::W) {
-    typename S::V sum[H][2];
-    for (int h = 0; h < H; ++h) sum[h][0] = sum[h][1] = S::all(-half[j + h]);
+  for (int64_t i = 0; i < tile; i += kWide * S::W) {
+    typename S::V sum[H][kWide];
+    for (int h = 0; h < H; ++h)
+      for (int side = 0; side < kWide; ++side) sum[h][side] = S::all(-half[j + h]);
     for (int64_t a = 0; a < d; ++a) {
-      const auto left = S::load(xt + a * tile + i), right = S::load(xt + a * tile + i + S::W);
+      typename S::V v[kWide];
+      for (int side = 0; side < kWide; ++side) v[side] = S::load(xt + a * tile + i + side * S::W);
       for (int h = 0; h < H; ++h) {
         const T c = centers[(j + h) * d + a];
-        sum[h][0] += c * left;
-        sum[h][1] += c * right;
+        for (int side = 0; side < kWide; ++side) sum[h][side] += c * v[side];
       }
     }
-    for (int side = 0; side < 2; ++side) {
+    for (int side = 0; side < kWide; ++side) {
       auto top = S::load(best + i + side * S::W);
       U* place = reinterpret_cast<U*>(label + i + side * S::W);
       typename S::I which = *place;
@@ -465,7 +496,7 @@ ffi::Error assign(ffi::ThreadPool pool, ffi::Buffer<D> centers, ffi::Buffer<D> r
   const bool same = std::equal(x.offset.begin() + 1, x.offset.end(), x.offset.begin());
   const Plan plan(n, count, same, pool.num_threads());
   const int64_t part = k * (d + 1);
-  int64_t tile = std::max<int64_t>(2 * S::W, std::min<int64_t>(256, up(plan.rows, 2 * S::W)));
+  const int64_t tile = tile_of<T>(plan.rows, kTile / sizeof(T));
   struct Far { T distance = 0; int64_t row = -1; };
   std::vector<double> parts(plan.chunks * count * part, 0.0), values(plan.chunks * count, 0.0);
   std::vector<Far> far(plan.chunks * count);
@@ -501,8 +532,7 @@ ffi::Error assign(ffi::ThreadPool pool, ffi::Buffer<D> centers, ffi::Buffer<D> r
           const T* mine = center + label[i] * d;
           double* sum = sums + label[i] * (d + 1);
           const double v = weight_of[i];
-          T distance = 0;
-          for (int64_t a = 0; a < d; ++a) distance += (row[a] - mine[a]) * (row[a] - mine[a]);
+          const T distance = S::distance(row, mine, d);
           for (int64_t a = 0; a < d; ++a) sum[a] += v * row[a];
           sum[d] += v;
           total += v * distance;
