@@ -1,13 +1,15 @@
-"""Peak memory of a fit, over the data and over what JAX itself takes.
+"""Peak memory of a fit: the whole process's largest resident set, less the data.
 
-Each case runs in a process of its own: the peak of a process never falls. What is printed is the
-peak resident set less that of the same process once the data lie there and a small fit has run.
+Each case runs in a process of its own, from starts by k-means++ ("mixed", the default) and from random
+rows, on XLA and, where a compiler is there, on the native steps. The process holds Python, JAX, the
+compiler and the data once more, as JAX's own copy; what of it the fit added to them stands beside.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from itertools import product
 
 CASES = {
     "one start, n=2,000,000 d=16 k=64, full, float32": (2_000_000, 16, 64, 1),
@@ -16,8 +18,8 @@ CASES = {
 LIMIT_MIB = 1024
 
 
-def measure(n: int, d: int, k: int, restarts: int, steps: int) -> dict:
-    """Peak in MiB before and after the fit, in this process."""
+def measure(n: int, d: int, k: int, restarts: int, steps: int, init: str, kernel: str) -> dict:
+    """MiB of the data, and of this process's peak over them and over what was there before the fit."""
     import resource
 
     import jax
@@ -29,16 +31,21 @@ def measure(n: int, d: int, k: int, restarts: int, steps: int) -> dict:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, d), dtype=np.float32)
-    x += (4 * rng.standard_normal((k, d), dtype=np.float32))[rng.integers(0, k, n)]
-    # Compilation's own memory is the same for any n, and not the fit's.
-    options = {"restarts": restarts, "max_steps": steps, "tol": 0.0, "init": "random_points"}
+    centers = 4 * rng.standard_normal((k, d), dtype=np.float32)
+    x = np.empty((n, d), np.float32)
+    for rows in np.array_split(x, 100):  # no temporary as large as the data
+        rng.standard_normal(dtype=np.float32, out=rows)
+        rows += centers[rng.integers(0, k, len(rows))]
+    options = {"restarts": restarts, "max_steps": steps, "tol": 0.0, "init": init, "kernel": kernel}
+    # Compilation's own memory is the same for any n.
     jax.block_until_ready(gmmjax.fit(jax.random.key(0), x[:5000], k, throw=False, **options))
     before = peak()
     fit = jax.block_until_ready(gmmjax.fit(jax.random.key(0), x, k, throw=False, **options))
+    data = x.nbytes / 2**20
     return {
-        "data": x.nbytes / 2**20,
-        "over": peak() - before,
+        "data": data,
+        "over": peak() - data,
+        "added": peak() - before,
         "log_likelihood": float(fit.log_likelihood) / n,
     }
 
@@ -47,20 +54,28 @@ def main() -> int:
     """Print a line a case; exit status 1 if one is over its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3, help="EM steps (default 3)")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
+    for hidden in ("--case", "--init", "--kernel"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(*CASES[arguments.case], arguments.steps)))
+        how = arguments.steps, arguments.init, arguments.kernel
+        print(json.dumps(measure(*CASES[arguments.case], *how)))
         return 0
     over = False
-    for name in CASES:
+    for name, init, kernel in product(CASES, ("mixed", "random_points"), ("xla", "native")):
         command = [sys.executable, "-m", "benchmarks.memory", "--case", name]
-        command += ["--steps", str(arguments.steps)]
-        result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        command += ["--steps", str(arguments.steps), "--init", init, "--kernel", kernel]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name}, {init}, {kernel}: {done.stderr.strip().splitlines()[-1]}", flush=True)
+            over |= kernel == "xla"
+            continue
+        result = json.loads(done.stdout)
         over |= result["over"] > LIMIT_MIB
         print(
-            f"{name}: {result['over']:.0f} MiB over data of {result['data']:.0f} MiB "
-            f"(limit {LIMIT_MIB}); mean log-likelihood {result['log_likelihood']:.4f}",
+            f"{name}, {init}, {kernel}: {result['over']:.0f} MiB over data of {result['data']:.0f} MiB "
+            f"(limit {LIMIT_MIB}), {result['added']:.0f} of them by the fit; mean log-likelihood "
+            f"{result['log_likelihood']:.4f}",
             flush=True,
         )
     return int(over)

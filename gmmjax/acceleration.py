@@ -25,8 +25,8 @@ FIRST_REACH = 4.0
 NEAR = 1e-3
 """Nats per unit of weight. EM's first steps, which gain more, decide which optimum a lane comes to: on
 Old Faithful with six full components 24 of 100 lanes ended at another optimum than EM's when they too
-were extrapolated, 15 of them at a lower one; and 1 of 100 so. Steps to the end: 61,600 by EM, 16,500
-and 18,900."""
+were extrapolated, 15 of them at a lower one; so, none of the 90 that converge by both
+(`benchmarks/acceleration.py`, docs/convergence.md)."""
 
 GROWTH = 4.0
 """What the longest step grows by when it was used and did well, and a refused one is cut by."""

@@ -37,7 +37,10 @@ class Status(IntEnum):
 
 
 _MESSAGES = {
-    Status.CONVERGED: "the log-likelihood changed by less than `tol` per sample in the last step",
+    Status.CONVERGED: (
+        "the log-likelihood changed by less than `tol` per sample in the last step, or on average in "
+        "the last ones"
+    ),
     Status.MAX_STEPS: (
         "`max_steps` was reached before the change fell to `tol`: the model is usable but not at "
         "its optimum. Raise `max_steps`, or `tol`, or pass `model` as `init` to go on"

@@ -5,8 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import gmmjax
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 
 OPTIONAL = [
     "sklearn",
@@ -83,3 +89,14 @@ def test_the_extras():
 def test_the_command_is_declared():
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="gmmjax")
     assert command.value == "gmmjax.cli:main"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_that_are_there(page):
+    targets = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+    inside = [t for t in targets if "://" not in t]
+    assert [t for t in inside if not ((ROOT / page).parent / t).exists()] == []
+
+
+def test_models_are_saved_and_loaded_from_the_top():
+    assert gmmjax.io.load.__module__ == "gmmjax.io"
