@@ -28,7 +28,7 @@ constexpr int kBytes = 64, kTall = 8, kWide = 3, kHigh = 6;
 #else
 constexpr int kBytes = 32, kTall = 4, kWide = 2, kHigh = 2;
 #endif
-constexpr int64_t kTile = 640 * kWide;  // bytes of a row of a tile, at most
+constexpr int64_t kTile = 640 * kWide;  // bytes of one feature of a tile, at most
 constexpr int kRun = 4;                 // features of one block of the second product
 constexpr int64_t kCache = 384 * 1024;  // bytes of a tile
 constexpr int64_t kChunks = 32;         // at most
@@ -114,7 +114,8 @@ template <class T> struct Simd {
     return sum;
   }
 
-  // `count` vectors, a power of 2 up to W: neighbours added until one is left. Of W vectors it holds their sums in their order.
+  // `count` vectors, a power of 2 up to W: neighbours added until one is left, which of W vectors holds the sums
+  // in their order.
   template <int count = W> static V sums(const V* a) {
     if constexpr (count == 1) {
       return a[0];
@@ -252,6 +253,21 @@ void features(const std::vector<Pair>& pairs, int64_t d, int64_t tile, const T* 
   }
 }
 
+// sum[h, side] += Σ_q a[h, q] b[q, i + side], for H rows of a, `stride` apart, and kWide vectors of columns of b.
+template <class T, int H>
+void multiply(const T* a, int64_t stride, const T* b, int64_t count, int64_t tile,
+              typename Simd<T>::V (&sum)[H][kWide]) {
+  using S = Simd<T>;
+  for (int64_t q = 0; q < count; ++q) {
+    typename S::V v[kWide];
+    for (int side = 0; side < kWide; ++side) v[side] = S::load(b + q * tile + side * S::W);
+    for (int h = 0; h < H; ++h) {
+      const T c = a[h * stride + q];
+      for (int side = 0; side < kWide; ++side) sum[h][side] += c * v[side];
+    }
+  }
+}
+
 // H components of the first product: out[h, i] (+)= Σ_q coefficients[h, q] phi[q, i], over `count` features.
 template <class T, int H>
 void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t count, int64_t tile, bool more, T* out) {
@@ -260,14 +276,7 @@ void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t count
     typename S::V sum[H][kWide] = {};
     for (int h = 0; h < H && more; ++h)
       for (int side = 0; side < kWide; ++side) sum[h][side] = S::load(out + h * tile + i + side * S::W);
-    for (int64_t q = 0; q < count; ++q) {
-      typename S::V v[kWide];
-      for (int side = 0; side < kWide; ++side) v[side] = S::load(phi + q * tile + i + side * S::W);
-      for (int h = 0; h < H; ++h) {
-        const T c = coefficients[h * p + q];
-        for (int side = 0; side < kWide; ++side) sum[h][side] += c * v[side];
-      }
-    }
+    multiply(coefficients, p, phi + i, count, tile, sum);
     for (int h = 0; h < H; ++h)
       for (int side = 0; side < kWide; ++side) S::store(out + h * tile + i + side * S::W, sum[h][side]);
   }
@@ -321,7 +330,8 @@ template <class T> double softmax(T* joint, const T* common, const T* weights, i
   return sum;
 }
 
-// Of `k` components, how many the next block of the second product takes: blocks as high as registers allow, and alike.
+// Of `k` components, how many the next block of the second product takes: blocks as high as registers allow, and
+// alike.
 int64_t height(int64_t k) {
   const int64_t blocks = (k + kHigh - 1) / kHigh;
   return (k + blocks - 1) / blocks;
@@ -448,14 +458,7 @@ void nearest(const T* centers, const T* half, const T* xt, int64_t j, int64_t d,
     typename S::V sum[H][kWide];
     for (int h = 0; h < H; ++h)
       for (int side = 0; side < kWide; ++side) sum[h][side] = S::all(-half[j + h]);
-    for (int64_t a = 0; a < d; ++a) {
-      typename S::V v[kWide];
-      for (int side = 0; side < kWide; ++side) v[side] = S::load(xt + a * tile + i + side * S::W);
-      for (int h = 0; h < H; ++h) {
-        const T c = centers[(j + h) * d + a];
-        for (int side = 0; side < kWide; ++side) sum[h][side] += c * v[side];
-      }
-    }
+    multiply(centers + j * d, d, xt + i, d, tile, sum);
     for (int side = 0; side < kWide; ++side) {
       auto top = S::load(best + i + side * S::W);
       U* place = reinterpret_cast<U*>(label + i + side * S::W);
