@@ -23,9 +23,8 @@ FIRST_REACH = 4.0
 """The longest step a at first."""
 
 NEAR = 1e-3
-"""Nats per unit of weight. EM's first steps, which gain more, decide which optimum a lane comes to: on
-Old Faithful with six full components 24 of 100 lanes ended at another optimum than EM's when they too
-were extrapolated, 15 of them at a lower one; so, none of the 90 that converge by both
+"""Nats per unit of weight. EM's first steps, which gain more, decide which optimum a lane comes to, and
+are left to it: extrapolated too, they save little and one lane of 91 ended lower than by EM
 (`benchmarks/acceleration.py`, docs/convergence.md)."""
 
 GROWTH = 4.0
