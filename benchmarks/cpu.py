@@ -114,7 +114,9 @@ def picture(rows: list[dict], path: str) -> None:
     import matplotlib.pyplot as plt
 
     dtypes = sorted({r["dtype"] for r in rows})
-    figure, axes = plt.subplots(1, len(dtypes), figsize=(6 * len(dtypes), 4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(dtypes), figsize=(6 * len(dtypes), 4.2), squeeze=False, layout="constrained"
+    )
     names = [n for n in CONTENDERS if n != "gmmjax"]
     colors = [
         "#000000",
@@ -140,8 +142,14 @@ def picture(rows: list[dict], path: str) -> None:
         axis.set(yscale="log", xticks=range(len(cases)), xticklabels=cases, title=dtype)
         axis.set_ylabel("time of the rival / time of gmmjax")
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
+    handles = {}
+    for axis in axes[0]:
+        handles |= {
+            label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=len(handles), fontsize=8
+    )
     figure.savefig(path, dpi=130)
 
 
