@@ -3,17 +3,23 @@
 Every rival is an adapter that skips with a reason where it cannot run. Each is timed warm and blocked,
 over several steps from the same parameters, in turn with the others. The table has medians, the error
 of the mean log-likelihood (or the relative error of the inertia) against float64, and the share of the
-machine's limit: a large TF32 product measured in the same run.
+machine's limit: a large TF32 product measured in the same run. scikit-learn's array API wants
+SCIPY_ARRAY_API=1 in the environment.
 """
 
 import argparse
+import copy
+import fcntl
 import importlib.util
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -65,26 +71,56 @@ def problem(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return x, means
 
 
-Step = Callable[[], float]
-"""One step to its end; returns the mean log-likelihood (or minus the inertia a row) of lane 0."""
+Steps = Callable[[int], tuple[float, float]]
+"""So many steps, each from the start, to their end: the seconds a step, and the mean log-likelihood (or
+minus the inertia a row) of lane 0 there, NaN where it is not told."""
 
 
-def ours(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: str) -> Step:
-    """The E-step and the M-step of all lanes, by a kernel or by plain XLA in blocks."""
+def clocked(step: Callable[[], object], wait: Callable[[object], float]) -> Steps:
+    """Steps that are queued one after the other and waited for once: launches stay off the clock."""
+
+    def run(count: int) -> tuple[float, float]:
+        begin = time.perf_counter()
+        for _ in range(count):
+            last = step()
+        value = wait(last)
+        return (time.perf_counter() - begin) / count, value
+
+    return run
+
+
+def by_difference(fit: Callable[[int], None]) -> Steps:
+    """For a rival that cannot be cut to a step: a longer fit less a shorter one."""
+
+    def run(count: int) -> tuple[float, float]:
+        ends = []
+        for steps in (2, 2 + count):
+            begin = time.perf_counter()
+            fit(steps)
+            ends.append(time.perf_counter() - begin)
+        return (ends[1] - ends[0]) / count, float("nan")
+
+    return run
+
+
+def our_step(case: Case, kernel: str, precision: str) -> Callable:
+    """The E-step and the M-step of all lanes, by a kernel or by plain XLA in blocks; jitted."""
     import jax
     import jax.numpy as jnp
 
     from gmmjax import GaussianMixture, blocks, families, kernels
+    from gmmjax.backend import Choice, rows_a_block
     from gmmjax.em import expect
     from gmmjax.kmeans import Assignment, KMeans
 
-    data = jax.device_put(x[0] if case.shared else x)
-    start = jax.device_put(means)
     weights = jnp.ones(case.n, jnp.float32)
 
     def collect(model, rows):
         if kernel == "xla":
-            return expect(model, blocks.split(rows, weights, 2**14))
+            kind = families.get(case.family).second if case.family != "k-means" else None
+            block = rows_a_block(case.d, case.k, kind, rows.dtype, case.lanes) if kind else 2**14
+            how = Choice("xla", precision)
+            return expect(model, blocks.split(rows, weights, min(block, case.n), how=how))
         if case.family == "k-means":
             *found, inertia = kernels.assign(
                 model.centers, rows, weights, room=8, precision=precision
@@ -104,25 +140,58 @@ def ours(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: s
         new, _ = model.maximize(sums)
         return value, new
 
-    step = jax.jit(jax.vmap(one, (0, None if case.shared else 0)))
-    try:
-        jax.block_until_ready(step(start, data))
-    except Exception as error:  # a launch that does not fit, say: the other rows are still wanted
-        raise Skip(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}") from error
+    return jax.jit(jax.vmap(one, (0, None if case.shared else 0)))
 
-    def run() -> float:
-        value, new = step(start, data)
-        jax.block_until_ready(new)
+
+def ours(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: str) -> Steps:
+    """Steps of ours."""
+    import jax
+
+    data, start = jax.device_put(x[0] if case.shared else x), jax.device_put(means)
+    step = our_step(case, kernel, precision)
+
+    def wait(last) -> float:
+        value, _ = jax.block_until_ready(last)
         return float(value[0]) / case.n
 
+    run = clocked(lambda: step(start, data), wait)
+    run(1)  # a launch that does not fit shows here
     return run
 
 
-def torch_blocked(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
+def our_driver(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: str) -> Steps:
+    """A step of `fit` (or `kmeans`) itself, its loop and its tests of convergence with it."""
+    import jax
+    import jax.numpy as jnp
+
+    from gmmjax import GaussianMixture, families, fit, kmeans
+
+    if not case.shared:
+        raise Skip("a fit has one set of rows; `vmap` runs it over several")
+    data, key = jax.device_put(x[0]), jax.random.key(0)
+    options = {"tol": 0.0, "kernel": kernel, "throw": False}
+    if case.family == "k-means":
+        return by_difference(
+            lambda steps: kmeans(
+                key, data, case.k, init=means, max_steps=steps, **options
+            ).centers.block_until_ready()
+        )
+    dense = jnp.broadcast_to(jnp.eye(case.d), (case.k, case.d, case.d))
+    factors = families.get(case.family).from_dense(dense)
+    factors = jax.tree.map(lambda a: jnp.broadcast_to(a, (case.lanes, *a.shape)), factors)
+    log_weights = jnp.full((case.lanes, case.k), -np.log(case.k), jnp.float32)
+    models = GaussianMixture(log_weights, jnp.asarray(means), factors, case.family)
+    options |= {"family": case.family, "accelerate": False, "precision": precision}
+    return by_difference(
+        lambda steps: jax.block_until_ready(
+            fit(key, data, case.k, init=models, max_steps=steps, **options)
+        )
+    )
+
+
+def torch_blocked(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
     """The honest baseline: the same sums by two products a block, in torch, compiled."""
-    torch = _need("torch")
-    if not torch.cuda.is_available():
-        raise Skip("torch sees no GPU")
+    torch = _torch()
     if case.lanes > 1:
         raise Skip("runs one lane; multiply the one-lane case")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -148,29 +217,47 @@ def torch_blocked(case: Case, x: np.ndarray, means: np.ndarray, precision: str) 
 
     compiled = torch.compile(block)
 
-    def run() -> float:
+    def step():
         parts = [compiled(rows) for rows in data.split(size)]
-        value = sum(v for v, _ in parts)
-        total = sum(s for _, s in parts)
-        torch.cuda.synchronize()
-        assert bool(torch.isfinite(total).all())
-        return float(value) / case.n
+        return sum(v for v, _ in parts), sum(s for _, s in parts)
 
+    def wait(last) -> float:
+        torch.cuda.synchronize()
+        return float(last[0]) / case.n
+
+    run = clocked(step, wait)
+    run(1)
     return run
 
 
-def torchgmm(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
-    """torchgmm's trainer, a fixed number of epochs; its own initialisation is not timed."""
+def torchgmm(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
+    """torchgmm's trainer from the given means (its own covariances), by difference."""
+    torch = _torch()
     _need("torchgmm")
-    raise Skip(
-        "its trainer takes no given start for one timed step: run its own script beside this one"
-    )
+    from torchgmm.bayes import GaussianMixture
+
+    if case.family == "k-means" or case.lanes > 1:
+        raise Skip("one mixture at a time")
+    if case.n * case.k * case.d * case.d > 2**35:
+        raise Skip("its E-step writes differences of n · k · d numbers, more than the memory")
+    data, mu = torch.tensor(x[0]), torch.tensor(means[0])
+    quiet = {"accelerator": "gpu", "devices": 1, "enable_progress_bar": False,
+             "logger": False, "enable_checkpointing": False, "enable_model_summary": False}  # fmt: skip
+
+    def fit(steps: int) -> None:
+        GaussianMixture(
+            case.k, covariance_type=case.family, init_means=mu, convergence_tolerance=0,
+            trainer_params={**quiet, "max_epochs": steps},
+        ).fit(data)  # fmt: skip
+
+    fit(1)
+    return by_difference(fit)
 
 
-def pomegranate(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
+def pomegranate(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
     """pomegranate's `summarize` and `from_summaries`: one EM step."""
+    torch = _torch()
     _need("pomegranate")
-    torch = _need("torch")
     from pomegranate.distributions import Normal
     from pomegranate.gmm import GeneralMixtureModel
 
@@ -180,17 +267,24 @@ def pomegranate(case: Case, x: np.ndarray, means: np.ndarray, precision: str) ->
     eye = torch.eye(case.d) if kind == "full" else torch.ones(case.d)
     data = torch.tensor(x[0], device="cuda")
     parts = [Normal(torch.tensor(m), eye.clone(), covariance_type=kind) for m in means[0]]
-    model = GeneralMixtureModel(parts).cuda()
+    start = GeneralMixtureModel(parts).cuda()
 
-    def run() -> float:
-        value = sum(float(model.summarize(rows).sum()) for rows in data.split(2**15))
+    def step():
+        model = copy.deepcopy(start)
+        value = sum(model.summarize(rows).sum() for rows in data.split(2**15))
+        model.from_summaries()
+        return value
+
+    def wait(last) -> float:
         torch.cuda.synchronize()
-        return value / case.n
+        return float(last) / case.n
 
+    run = clocked(step, wait)
+    run(1)
     return run
 
 
-def gmmx(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
+def gmmx(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
     """gmmx's E-step and M-step."""
     _need("gmmx")
     import jax
@@ -211,41 +305,90 @@ def gmmx(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
         value, resp = fitter.e_step(rows, model)
         return value, fitter.m_step(rows, model, resp)
 
-    def run() -> float:
-        value, new = step(data, model)
-        jax.block_until_ready(new)
-        return float(value)
-
+    run = clocked(lambda: step(data, model), lambda last: float(jax.block_until_ready(last)[0]))
+    run(1)
     return run
 
 
-def gmm_gpu(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
-    """gmm-gpu fits batches of problems."""
+def gmm_gpu(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
+    """gmm-gpu's fit of a batch of problems, by difference."""
+    torch = _torch()
     _need("gmm_gpu")
-    raise Skip(
-        "its fit draws its own start and cannot be cut to one step: run its own script beside this one"
-    )
+    from gmm_gpu.gmm import GMM
+
+    if case.family != "full" or (case.shared and case.lanes > 1):
+        raise Skip("batches of full mixtures, each of its own rows")
+    data, mu = torch.tensor(x, device="cuda"), torch.tensor(means, device="cuda")
+    weights = torch.full(mu.shape[:2], 1 / case.k, device="cuda")
+    eye = torch.eye(case.d, device="cuda").expand(*mu.shape, case.d).contiguous()
+
+    def fit(steps: int) -> None:
+        GMM(
+            case.k, max_iter=steps, device="cuda", tol=-1.0, means_init=mu.clone(),
+            weights_init=weights.clone(), precisions_init=eye.clone(), random_seed=1,
+        ).fit(data)  # fmt: skip
+        torch.cuda.synchronize()
+
+    fit(1)
+    return by_difference(fit)
 
 
-def flash_kmeans(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Step:
-    """flash-kmeans, one Lloyd iteration from the given centres."""
+def scikit_learn(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
+    """scikit-learn's steps over its array API, on torch."""
+    torch = _torch()
+    _need("sklearn")
+    import sklearn
+    from sklearn.mixture import GaussianMixture
+
+    if case.family == "k-means" or case.lanes > 1:
+        raise Skip("K-means has no array API; one mixture at a time")
+    if case.n * case.k * case.d > 2**36:
+        raise Skip("too long")
+    data = torch.tensor(x[0], device="cuda")
+    model = GaussianMixture(case.k, covariance_type=case.family)
+
+    def tensor(a) -> object:
+        return torch.tensor(np.asarray(a, np.float32), device="cuda")
+
+    ones = {"full": np.broadcast_to(np.eye(case.d), (case.k, case.d, case.d)).copy(),
+            "diag": np.ones((case.k, case.d)), "spherical": np.ones(case.k)}  # fmt: skip
+
+    def step():
+        model.weights_, model.means_ = tensor(np.full(case.k, 1 / case.k)), tensor(means[0])
+        model.precisions_cholesky_ = tensor(ones[case.family])
+        with sklearn.config_context(array_api_dispatch=True):
+            value, log_resp = model._e_step(data)
+            model._m_step(data, log_resp)
+        return value
+
+    def wait(last) -> float:
+        torch.cuda.synchronize()
+        return float(last)
+
+    run = clocked(step, wait)
+    run(1)
+    return run
+
+
+def flash_kmeans(case: Case, x: np.ndarray, means: np.ndarray, precision: str) -> Steps:
+    """flash-kmeans, one Lloyd iteration from the given centres. It reports no inertia."""
     if case.family != "k-means":
         raise Skip("K-means only")
+    torch = _torch()
     _need("flash_kmeans")
-    torch = _need("torch")
     from flash_kmeans import batch_kmeans_Euclid
 
     data, mu = torch.tensor(x, device="cuda"), torch.tensor(means, device="cuda")
 
-    def run() -> float:
+    def fit(steps: int) -> None:
         _, centers, _ = batch_kmeans_Euclid(
-            data, n_clusters=case.k, max_iters=1, tol=-1.0, init_centroids=mu
+            data, n_clusters=case.k, max_iters=steps, tol=-1.0, init_centroids=mu
         )
         torch.cuda.synchronize()
         assert bool(torch.isfinite(centers).all())
-        return float("nan")  # it reports no inertia
 
-    return run
+    fit(1)
+    return by_difference(fit)
 
 
 def _need(module: str):
@@ -254,9 +397,16 @@ def _need(module: str):
     return importlib.import_module(module)
 
 
+def _torch():
+    torch = _need("torch")
+    if not torch.cuda.is_available():
+        raise Skip("torch sees no GPU")
+    return torch
+
+
 RIVALS = {
     "blocked torch": torch_blocked, "gmmx": gmmx, "torchgmm": torchgmm, "pomegranate": pomegranate,
-    "gmm-gpu": gmm_gpu, "flash-kmeans": flash_kmeans,
+    "gmm-gpu": gmm_gpu, "scikit-learn on torch": scikit_learn, "flash-kmeans": flash_kmeans,
 }  # fmt: skip
 
 
@@ -301,38 +451,44 @@ def useful(case: Case) -> float:
     return 4.0 * case.n * case.k * features * case.lanes
 
 
-def timed(runs: dict[str, Step], repeats: int) -> dict[str, tuple[float, float]]:
-    """Median milliseconds and the last value of each, in turn."""
+def timed(runs: dict[str, Steps], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median milliseconds a step and the last value of each, in turn; slow ones are asked for less."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    values = {name: run() for name, run in runs.items()}  # warm
+    seconds, values = {}, {}
+    for name, run in runs.items():
+        run(1)
+        seconds[name], values[name] = run(2)
     for _ in range(repeats):
         for name, run in runs.items():
-            begin = time.perf_counter()
-            values[name] = run()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: (statistics.median(t), values[name]) for name, t in times.items()}
+            if sum(times[name]) < 0.5:
+                count = max(1, min(20, int(0.02 / max(seconds[name], 1e-4))))
+                each, values[name] = run(count)
+                times[name] += [each] * (count if each > 0.1 else 1)
+    return {name: (1e3 * statistics.median(t), values[name]) for name, t in times.items()}
 
 
-def bench(name: str, repeats: int, peak: float) -> list[dict]:
+def bench(name: str, repeats: int, peak: float, rivals: bool) -> list[dict]:
     """All contenders of one case."""
     case = CASES[name]
     x, means = problem(case)
     truth = reference(case, x, means)
-    contenders: dict[str, Callable[[], Step]] = {}
+    contenders: dict[str, Callable[[], Steps]] = {}
     for kernel, precision in product(("pallas", "xla"), ("high", "tf32")):
-        if (kernel, precision) != ("xla", "tf32"):
-            contenders[f"gmmjax {kernel} {precision}"] = lambda k=kernel, p=precision: ours(
-                case, x, means, k, p
-            )
-    for rival, adapter in RIVALS.items():
+        contenders[f"gmmjax {kernel} {precision}"] = lambda k=kernel, p=precision: ours(
+            case, x, means, k, p
+        )
+    contenders["gmmjax fit"] = lambda: our_driver(case, x, means, "auto", "high")
+    for rival, adapter in RIVALS.items() if rivals else ():
         contenders[rival] = lambda a=adapter: a(case, x, means, "tf32")
     runs, rows = {}, []
     for label, make in contenders.items():
         try:
             runs[label] = make()
-        except Skip as reason:
-            rows.append({"case": name, "contender": label, "skipped": str(reason)})
-            print(f"{name}  {label:<22} skipped: {reason}", flush=True)
+        except Exception as error:  # one that does not run leaves the other rows wanted
+            told = str(error).strip().splitlines() or [""]
+            reason = told[0] if isinstance(error, Skip) else f"{type(error).__name__}: {told[0]}"
+            rows.append({"case": name, "contender": label, "skipped": reason})
+            print(f"{name}  {label:<22} skipped: {reason[:150]}", flush=True)
     for label, (ms, value) in timed(runs, repeats).items():
         bar = case.bar_tf32 if label.endswith("tf32") else case.bar_high
         error = value - truth
@@ -349,35 +505,94 @@ def bench(name: str, repeats: int, peak: float) -> list[dict]:
     return rows
 
 
-def tune(name: str, repeats: int) -> None:
-    """Candidate tiles of the kernels of one case, the fastest first, each with its error."""
+TRIED = {  # what `tune` tries of each kernel, beside the tile of the table
+    "unrolled": {"rows": (64, 128, 256), "warps": (1, 2, 4), "programs": (1, 2, 4, 8, 16)},
+    "onepass": {
+        "rows": (64, 128), "features": (32, 64), "lanes": (1, 2, 4), "warps": (4, 8),
+        "stages": (1, 2), "programs": (132, 264),
+    },
+    "twopass": {
+        "rows": (64, 128), "components": (32, 64, 128), "warps": (4, 8), "stages": (1, 2),
+        "programs": (16, 66),
+    },
+    "nearest": {
+        "rows": (64, 128), "components": (64, 128), "warps": (4, 8), "stages": (1, 2),
+        "programs": (132, 264),
+    },
+}  # fmt: skip
+COMPILING = 90
+"""Seconds that `tune` gives to compilation; candidates, in random order, that come later are left out."""
+
+
+def tune(name: str, repeats: int, precision: str) -> None:
+    """Candidate tiles of the kernels of one case, the fastest first, and what each changes in the value.
+
+    Several cases can be tuned side by side: they compile together and take turns on the GPU.
+    """
+    import jax
+
+    from gmmjax import kernels
     from gmmjax.kernels import tiles
 
     case, plain = CASES[name], tiles.of
     x, means = problem(case)
-    truth, results = reference(case, x, means), []
-    sides = product((64, 128), (32, 64), (32, 64), (1, 2, 4), (4, 8), (1, 2), (132, 264, 528))
-    for rows, components, features, lanes, warps, stages, programs in sides:
-        if lanes > case.lanes:
-            continue
-        changes = {
-            "rows": rows, "components": components, "features": features, "lanes": lanes,
-            "warps": warps, "stages": stages, "programs": programs,
-        }  # fmt: skip
-        tiles.of = lambda kernel, size, n, c=changes: replace(plain(kernel, size, n), **c)
-        try:
-            import jax
+    data, start = jax.device_put(x[0] if case.shared else x), jax.device_put(means)
+    kernel = "nearest"
+    if case.family != "k-means":
+        kernel = kernels.choose(case.family, case.k, case.d)
+    sides = TRIED[kernel]
+    candidates = [dict(zip(sides, values, strict=True)) for values in product(*sides.values())]
+    shared = case.lanes if case.shared else 1
+    candidates = [c for c in candidates if c.get("lanes", 1) <= shared]
+    np.random.default_rng(0).shuffle(candidates)
+    candidates, begin = [{}, *candidates], time.perf_counter()
 
-            jax.clear_caches()
-            run = ours(case, x, means, "pallas", "high")
-            ((ms, value),) = timed({"": run}, repeats).values()
-            results.append((ms, abs(abs(value) - abs(truth)), changes))
-        except Skip:
-            pass
-        finally:
-            tiles.of = plain
-    for ms, error, changes in sorted(results, key=lambda r: r[0])[:10]:
-        print(f"{name}  {ms:8.3f} ms  error {error:.1e}  {changes}", flush=True)
+    def lowered(changes: dict):
+        jax.clear_caches()
+        tiles.of = lambda kernel, size, n: replace(plain(kernel, size, n), **changes)
+        return our_step(case, "pallas", precision).lower(start, data)
+
+    def compiled(task) -> object:
+        try:
+            if time.perf_counter() - begin > COMPILING:
+                raise TimeoutError
+            return task.compile()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(3) as pool:
+        tasks = []
+        for changes in candidates:
+            if time.perf_counter() - begin < COMPILING:
+                tasks.append(pool.submit(compiled, lowered(changes)))
+        candidates = candidates[: len(tasks)]
+        tiles.of = plain
+        steps = [task.result() for task in tasks]
+    results, refused = [], 0
+    with open(Path(tempfile.gettempdir()) / "gmmjax-tune.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for changes, step in zip(candidates, steps, strict=True):
+            if isinstance(step, Exception):
+                refused += 1
+                continue
+
+            def wait(last) -> float:
+                return float(jax.block_until_ready(last)[0][0]) / case.n
+
+            try:
+                run = clocked(lambda step=step: step(start, data), wait)
+                run(1)
+                each, value = run(3)
+                if not results or each < 1.5 * min(r[0] for r in results):
+                    each, value = min(run(5) for _ in range(repeats))
+                results.append((each, value, changes))
+            except Exception:
+                refused += 1
+    truth = results[0][1]
+    print(f"{name} {precision}: {len(results)} tiles ran, {refused} do not fit", flush=True)
+    ranked = sorted(results, key=lambda r: r[0])
+    for each, value, changes in [results[0], *ranked[:6]]:
+        print(f"{name}  {1e3 * each:8.3f} ms  {value - truth:+.1e}  {changes}", flush=True)
 
 
 def main() -> int:
@@ -386,6 +601,8 @@ def main() -> int:
     parser.add_argument("--case", choices=CASES, action="append", help="only these")
     parser.add_argument("--repeats", type=int, default=20, help="counted steps (default 20)")
     parser.add_argument("--tune", choices=CASES, help="time candidate tiles of this case instead")
+    parser.add_argument("--precision", default="high", help="of --tune (default high)")
+    parser.add_argument("--no-rivals", action="store_true", help="ours alone")
     parser.add_argument("--json", help="a file for the results")
     arguments = parser.parse_args()
     import jax
@@ -395,10 +612,13 @@ def main() -> int:
         return 1
     print(jax.devices()[0].device_kind, "jax", jax.__version__)
     if arguments.tune:
-        tune(arguments.tune, arguments.repeats)
+        tune(arguments.tune, min(arguments.repeats, 5), arguments.precision)
         return 0
     peak = limit()
-    results = [row for c in arguments.case or CASES for row in bench(c, arguments.repeats, peak)]
+    rivals = not arguments.no_rivals
+    results = [
+        row for c in arguments.case or CASES for row in bench(c, arguments.repeats, peak, rivals)
+    ]
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(
