@@ -16,7 +16,7 @@ from gmmjax.moments import Moments, Second
 from gmmjax.typing import Array, Float
 
 PRECISIONS = ("high", "tf32")
-"""Products in three TF32 parts, as accurate as float32; or in one where accuracy does not hang on it."""
+"""Products in six pairs of bfloat16 parts, as accurate as float32; or in three, to 16 bits."""
 
 
 class Unsupported(str):
@@ -48,12 +48,14 @@ def supports(family: str, k: int, d: int, dtype: Any) -> bool | Unsupported:
 
 
 def choose(family: str, k: int, d: int) -> str:
-    """The kernel for a shape that `supports` accepts: "unrolled", "onepass" or "twopass"."""
-    from gmmjax.kernels import unrolled
+    """The kernel for a shape that `supports` accepts: "unrolled", "resident", "onepass" or "twopass"."""
+    from gmmjax.kernels import resident, unrolled
 
     kind = families.get(family).second
     if unrolled.size(k, d, kind) <= unrolled.LARGEST:
         return "unrolled"
+    if resident.size(k, d, kind) <= resident.LARGEST:
+        return "resident"
     return "onepass" if kind is Second.FULL else "twopass"
 
 
@@ -82,7 +84,7 @@ def expect(
     >>> [round(float(n), 2) for n in sums.weight]
     [2.0, 1.0]
     """
-    from gmmjax.kernels import onepass, tiles, twopass, unrolled
+    from gmmjax.kernels import onepass, resident, tiles, twopass, unrolled
     from gmmjax.kernels.arithmetic import power_of_two
 
     _check_precision(precision)
@@ -100,9 +102,15 @@ def expect(
             total = unrolled.sums(
                 coefficients, x, weights, kind=kind, tile=tile, interpret=interpret
             )
+        case "resident":
+            tile = tiles.of("resident", power_of_two(k), n)
+            total = resident.for_one(kind, tile, precision, interpret)(coefficients, x, weights)
         case "onepass":
             tile = tiles.of("onepass", power_of_two(k), n)
-            total = onepass.for_one(kind, tile, precision, interpret)(coefficients, x, weights)
+            total = onepass.sums(
+                coefficients, x, weights,
+                kind=kind, tile=tile, precision=precision, interpret=interpret,
+            )  # fmt: skip
         case _:
             tile = tiles.of("twopass", _held(d, precision), n)
             total = twopass.sums(

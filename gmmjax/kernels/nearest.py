@@ -1,7 +1,7 @@
 """K-means: the nearest centre, the sums of each cluster and the inertia, in one launch.
 
 The running argmin over tiles of centres stays in registers; the one-hot matrix of a tile of rows is
-made there too and multiplied with the rows, which is exact in TF32 for the one-hot side. As in
+made there too and multiplied with the rows, which is exact in bfloat16 for the one-hot side. As in
 `onepass`, the sums of a program stay in its own slice of the L2 cache: no atomics, the same bits each time.
 """
 
@@ -37,12 +37,13 @@ def _kernel(x_ref, w_ref, half_ref, centers_ref, *refs, n, d, tile, precision):
         mask = (rows < n)[:, None] & (columns < d)[None, :]
         x = plgpu.load(x_ref.at[rows[:, None], columns[None, :]], mask=mask, other=0.0)
         w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
+        x_parts, weighted = parts(x, precision), parts(x * w[:, None], precision)
 
         def search(c: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
             least, label = best
             chunk = pl.ds(c * tile.components, tile.components)
             centers = tuple(ref[chunk, :].T for ref in part_refs)
-            score = half_ref[chunk][None, :] - product(parts(x, precision), centers)
+            score = half_ref[chunk][None, :] - product(x_parts, centers)
             here = jnp.min(score, axis=1)
             at = jnp.argmin(score, axis=1).astype(jnp.int32) + c * tile.components
             # Strictly less: the first of equals, as in the plain path.
@@ -61,14 +62,14 @@ def _kernel(x_ref, w_ref, half_ref, centers_ref, *refs, n, d, tile, precision):
 
         def add(c: Array, _: Array) -> Array:
             chunk = pl.ds(c * tile.components, tile.components)
-            hot = (label[:, None] == (component + c * tile.components)[None, :]).astype(jnp.float32)
+            hot = label[:, None] == (component + c * tile.components)[None, :]
             weight, first = weight_ref.at[chunk], first_ref.at[chunk, :]
             later = i > 0
             before = plgpu.load(weight, mask=jnp.broadcast_to(later, weight.shape), other=0.0)
-            plgpu.store(weight, before + jnp.sum(hot * w[:, None], axis=0))
+            plgpu.store(weight, before + jnp.sum(jnp.where(hot, w[:, None], 0.0), axis=0))
             before = plgpu.load(first, mask=jnp.broadcast_to(later, first.shape), other=0.0)
-            rows_parts = parts(x * w[:, None], precision)
-            plgpu.store(first, before + sum(product((hot.T,), (part,)) for part in rows_parts))
+            turned = hot.astype(jnp.bfloat16).T
+            plgpu.store(first, before + product((turned,), weighted))
             return _
 
         lax.fori_loop(0, chunks, add, jnp.int32(0))

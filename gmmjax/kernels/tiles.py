@@ -29,23 +29,25 @@ class Tile:
 
 TABLE: dict[str, list[tuple[int, Tile]]] = {
     # kernel: [(largest size, tile), …] in rising order; what "size" means stands beside each.
-    "unrolled": [(1 << 30, Tile(rows=128))],  # any
-    # components, padded: lanes so that a product has 128 columns
+    "unrolled": [(1 << 30, Tile(rows=128, programs=4))],  # any
+    # components, padded
+    "resident": [
+        (32, Tile(rows=64, lanes=2, stages=1)),
+        (1 << 30, Tile(rows=64, stages=1)),
+    ],
     "onepass": [
-        (16, Tile(rows=128, features=64, lanes=4, warps=8)),
-        (32, Tile(rows=128, features=64, lanes=2, warps=8)),
-        (64, Tile(rows=128, features=64, warps=8)),
-        (128, Tile(rows=64, features=64, warps=8)),
+        (64, Tile(rows=128, features=64, stages=1)),
+        (128, Tile(rows=64, features=64, stages=1)),
     ],
     # features, padded, times the parts of a product: shared memory holds rows and components of so many
     "twopass": [
         (64, Tile(rows=128, components=64, warps=8)),
         (128, Tile(rows=128, components=32, warps=8)),
-        (256, Tile(rows=64, components=32, warps=8, stages=1)),
+        (256, Tile(rows=64, components=32, stages=1, programs=66)),
     ],
     "nearest": [
-        (64, Tile(rows=128, components=64, warps=8)),
-        (128, Tile(rows=128, components=64, warps=8)),
+        (64, Tile(rows=128, components=64, stages=1)),
+        (128, Tile(rows=128, components=128, warps=8, stages=1)),
         (256, Tile(rows=64, components=64, warps=8, stages=1)),
     ],
 }

@@ -4,13 +4,10 @@ The first walks over the components of a tile of rows with a running softmax (Mi
 2018) and leaves log p(x_i); the second gives each program a tile of components, whose sums stay in its
 registers while it walks over rows: r_ij = exp(log-joint − log p), computed again. A third of the work is
 done twice, and neither responsibilities nor log-joints are ever written.
-
-"tf32" rounds the natural parameters Aμ and −½A to TF32 once and computes the constant that belongs to
-them: the E-step of a model that differs by one part in 4000, exact but for the rounding of the
-rows. Rounding inside the products alone would leave a constant that fits no model.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gmmjax.kernels.arithmetic import LOWEST, parts, power_of_two, product, to_tf32
+from gmmjax.kernels.arithmetic import LOWEST, parts, power_of_two, product, whole
 from gmmjax.kernels.tiles import Tile
 from gmmjax.moments import Second
 from gmmjax.typing import Array, Float
@@ -33,25 +30,32 @@ def _rows(x_ref, start, *, n: int, tile: Tile, width: int) -> tuple[Array, Array
     return rows, plgpu.load(x_ref.at[rows[:, None], columns[None, :]], mask=mask, other=0.0)
 
 
-def _joint(x: Array, constant: Array, refs: list, chunk, kind: Second, precision: str) -> Array:
+def _features(x: Array, kind: Second, precision: str) -> tuple[tuple[Array, ...], Any]:
+    """The rows in parts, and their squares in parts, or the sum of these."""
+    square = x * x
+    second = parts(square, precision) if kind is Second.DIAG else jnp.sum(square, axis=1)
+    return parts(x, precision), second
+
+
+def _joint(phi: tuple, constant: Array, refs: list, chunk, kind: Second) -> Array:
     """The log-joint of a tile of rows and one of components."""
-    half = len(refs) // 2
-    linear = tuple(ref[chunk, :].T for ref in refs[:half])
-    joint = constant[None, :] + product(parts(x, precision), linear)
+    first, second = phi
+    linear = tuple(ref[chunk, :].T for ref in refs[: len(first)])
+    joint = constant[None, :] + product(first, linear)
     if kind is Second.DIAG:
-        square = tuple(ref[chunk, :].T for ref in refs[half:])
-        return joint + product(parts(x * x, precision), square)
-    return joint + jnp.sum(x * x, axis=1)[:, None] * refs[half][chunk][None, :]
+        return joint + product(second, tuple(ref[chunk, :].T for ref in refs[len(first) :]))
+    return joint + second[:, None] * refs[-1][chunk][None, :]
 
 
 def _normaliser(x_ref, w_ref, constant_ref, *refs, n, kind, tile, width, precision):
     *refs, log_prob_ref, log_likelihood_ref = refs
     rows, x = _rows(x_ref, pl.program_id(0) * tile.rows, n=n, tile=tile, width=width)
+    phi = _features(x, kind, precision)
 
     def step(c: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         largest, total = carry
         chunk = pl.ds(c * tile.components, tile.components)
-        joint = _joint(x, constant_ref[chunk], refs, chunk, kind, precision)
+        joint = _joint(phi, constant_ref[chunk], refs, chunk, kind)
         new = jnp.maximum(largest, jnp.max(joint, axis=1))
         total = total * jnp.exp(largest - new) + jnp.sum(jnp.exp(joint - new[:, None]), axis=1)
         return new, total
@@ -77,17 +81,18 @@ def _sums(x_ref, w_ref, log_prob_ref, constant_ref, *refs, n, kind, tile, width,
         rows, x = _rows(x_ref, start, n=n, tile=tile, width=width)
         w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
         log_prob = plgpu.load(log_prob_ref.at[rows], mask=rows < n, other=0.0)
-        joint = _joint(x, constant, refs, chunk, kind, precision)
+        phi = _features(x, kind, precision)
+        joint = _joint(phi, constant, refs, chunk, kind)
         # A row outside, or an absent one, may lie where the difference overflows.
         r = jnp.where(w[:, None] > 0, w[:, None] * jnp.exp(joint - log_prob[:, None]), 0.0)
-        r_parts = tuple(part.T for part in parts(r, precision))
-        used = sum(parts(r, precision))
+        cut = parts(r, precision)
+        turned, used = tuple(part.T for part in cut), whole(cut)
         weight = weight + jnp.sum(used, axis=0)
-        first = first + product(r_parts, parts(x, precision))
+        first = first + product(turned, phi[0])
         if kind is Second.DIAG:
-            second = second + product(r_parts, parts(x * x, precision))
+            second = second + product(turned, phi[1])
         else:
-            second = second + jnp.sum(used * jnp.sum(x * x, axis=1)[:, None], axis=0)
+            second = second + jnp.sum(used * phi[1][:, None], axis=0)
         return weight, first, second
 
     zero = partial(jnp.zeros, dtype=jnp.float32)
@@ -96,28 +101,6 @@ def _sums(x_ref, w_ref, log_prob_ref, constant_ref, *refs, n, kind, tile, width,
     steps = -(-n // (tile.rows * tile.programs))
     weight, first, second = lax.fori_loop(0, steps, step, begin)
     weight_ref[...], first_ref[...], second_ref[...] = weight, first, second
-
-
-def _natural(
-    coefficients: Float[Array, "k p"], d: int, precision: str
-) -> tuple[Array, Array, Array]:
-    """Constant, Aμ and −½A; rounded, with the constant of the rounded model, for "tf32"."""
-    constant, linear, square = (
-        coefficients[:, 0],
-        coefficients[:, 1 : d + 1],
-        coefficients[:, d + 1 :],
-    )
-    if precision == "high":
-        return constant, linear, square
-    # A spherical −½A enters no product of matrices, and stays as it is.
-    linear_r, square_r = to_tf32(linear), to_tf32(square) if square.shape[1] == d else square
-    change = 0.5 * jnp.sum(jnp.log(square_r / square), axis=1)
-
-    def size(b: Array, a: Array) -> Array:
-        return jnp.sum(b * b / a, axis=1) / 4  # −½ μᵀAμ
-
-    constant = constant + change + size(linear_r, square_r) - size(linear, square)
-    return constant, linear_r, square_r
 
 
 @partial(jax.jit, static_argnames=("kind", "tile", "precision", "interpret"))
@@ -136,16 +119,14 @@ def sums(
     n, d = x.shape
     width = power_of_two(d)
     extra = -k % tile.components
-    constant, linear, square = _natural(coefficients, d, precision)
-    constant = jnp.pad(constant, (0, extra), constant_values=LOWEST)
+    constant, linear, square = jnp.split(coefficients, [1, d + 1], axis=1)
+    constant = jnp.pad(constant[:, 0], (0, extra), constant_values=LOWEST)
     linear = jnp.pad(linear, ((0, extra), (0, width - d)))
     if kind is Second.DIAG:
         squares = parts(jnp.pad(square, ((0, extra), (0, width - d))), precision)
     else:
         squares = (jnp.pad(square[:, 0], (0, extra)),)
     tables = (constant, *parts(linear, precision), *squares)
-    if kind is Second.TRACE and precision == "high":
-        tables = (*tables, squares[0])  # so that the halves are of one length
 
     def whole(*arrays: Array) -> list[pl.BlockSpec]:
         return [pl.BlockSpec(a.shape, lambda *i, r=a.ndim: (0,) * r) for a in arrays]
