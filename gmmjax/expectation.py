@@ -77,7 +77,8 @@ class Prepared:
         if blocks.how.kernel == "pallas":
             from gmmjax import kernels
 
-            fast = blocks_.collect(partial(kernels.expect, self, precision=precision), blocks)
+            rows, weights = blocks.rows(), blocks.weights.reshape(-1)
+            fast = kernels.expect(self, rows, weights, precision=precision)
         elif blocks.how.kernel == "native":
             fast = self._native(blocks.rows(), blocks.weights.reshape(-1))
         else:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gmmjax import checks, linalg
 from gmmjax.backend import Choice, choose_for_kmeans
-from gmmjax.blocks import DEFAULT_BLOCK, Blocks, bucketed, collect, split, total
+from gmmjax.blocks import Blocks, bucketed, collect, split, total
 from gmmjax.em import blank, turn
 from gmmjax.lanes import Lanes, best_of, in_batches
 from gmmjax.moments import column_mean
@@ -103,14 +103,19 @@ class KMeans:
         return found, -jnp.sum(weights * distance)
 
     def collect(self, blocks: Blocks) -> tuple[Assignment, Float[Array, ""]]:
-        """The sum of `expect` over all blocks, in C++ where `blocks.how` says so."""
-        if blocks.how.kernel != "native":
+        """The sum of `expect` over all blocks, by a kernel where `blocks.how` says so."""
+        if blocks.how.kernel == "xla":
             return collect(self.expect, blocks)
-        from gmmjax import native
-
         rows, weights = blocks.rows(), blocks.weights.reshape(-1)
         room = min(self.centers.shape[0], 8)
-        *found, inertia = native.assign(self.centers, rows, weights, room=room)
+        if blocks.how.kernel == "native":
+            from gmmjax import native
+
+            *found, inertia = native.assign(self.centers, rows, weights, room=room)
+        else:
+            from gmmjax import kernels
+
+            *found, inertia = kernels.assign(self.centers, rows, weights, room=room)
         return Assignment(*found), -inertia
 
     def maximize(
@@ -198,7 +203,7 @@ def kmeans(
     - `tol`: the fall of the inertia in one step, as a fraction of the variance of the data per row,
       at which a lane has converged. With 0, exactly `max_steps` are taken.
     - `max_steps`, `block`, `restart_batch`, `throw`: as in `fit`.
-    - `kernel`: "auto", "xla" or "native", as in `fit`.
+    - `kernel`: "auto", "xla", "native" or "pallas", as in `fit`.
 
     An emptied cluster is moved to the row farthest from its centre; where every row lies on a
     centre, clusters stay empty and the status is `EMPTY_COMPONENT`.
@@ -232,8 +237,8 @@ def kmeans(
         start = start[None] if start.ndim == 2 else start
         lanes, init = start.shape[0], "centers"
     choice = choose_for_kmeans(
-        n, k, x.dtype, lanes, kernel=kernel,
-        block=DEFAULT_BLOCK if block is None else checks.count(block, "block"),
+        n, d, k, x.dtype, lanes, kernel=kernel,
+        block=None if block is None else checks.count(block, "block"),
         batch=None if restart_batch is None else checks.count(restart_batch, "restart_batch"),
     )  # fmt: skip
     padded, w = bucketed(x, w, choice.block)

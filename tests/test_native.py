@@ -200,7 +200,7 @@ def test_an_emptied_cluster_is_moved_to_the_farthest_row():
 def test_auto_takes_it_where_it_has_been_built(monkeypatch, tmp_path):
     arguments = (1000, 4, 3, "full", jnp.dtype("float32"), 1)
     assert choose(*arguments).kernel == "native"
-    assert choose_for_kmeans(1000, 3, jnp.dtype("float32"), 1, block=1024).kernel == "native"
+    assert choose_for_kmeans(1000, 2, 3, jnp.dtype("float32"), 1).kernel == "native"
     monkeypatch.setenv("GMMJAX_CACHE", str(tmp_path))
     assert choose(*arguments).kernel == "xla"
     assert not any(tmp_path.iterdir())  # and builds nothing unasked
@@ -209,7 +209,7 @@ def test_auto_takes_it_where_it_has_been_built(monkeypatch, tmp_path):
 def test_what_it_does_not_serve_is_refused():
     with pytest.raises(ValueError, match="kernel: 'native' is for a CPU, in float32 or float64"):
         choose(1000, 4, 3, "full", jnp.dtype("bfloat16"), 1, kernel="native")
-    with pytest.raises(ValueError, match="expected auto, xla or native for K-means; got 'pallas'"):
+    with pytest.raises(ValueError, match="'pallas' has no kernel here: this backend is 'cpu'"):
         gmmjax.kmeans(jax.random.key(0), [[0.0], [1.0]], 1, kernel="pallas")
 
 

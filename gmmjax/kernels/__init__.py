@@ -47,6 +47,13 @@ def supports(family: str, k: int, d: int, dtype: Any) -> bool | Unsupported:
     return True
 
 
+def supports_kmeans(d: int, dtype: Any) -> bool | Unsupported:
+    """The same for K-means in d features."""
+    if jnp.dtype(dtype) != jnp.float32:
+        return Unsupported(f"kernels compute in float32, not in {jnp.dtype(dtype).name}")
+    return True if d <= 128 else Unsupported(f"at most 128 features; got {d}")
+
+
 def choose(family: str, k: int, d: int) -> str:
     """The kernel for a shape that `supports` accepts: "unrolled", "resident", "onepass" or "twopass"."""
     from gmmjax.kernels import resident, unrolled
@@ -138,11 +145,9 @@ def assign(
 
     _check_precision(precision)
     d = centers.shape[1]
-    if x.dtype != jnp.float32 or d > 128:
-        raise ValueError(
-            f"kernel: expected float32 rows of at most 128 features; got {x.dtype}, {d}. Use "
-            "kernel='xla'."
-        )
+    answer = supports_kmeans(d, x.dtype)
+    if not answer:
+        raise ValueError(f"kernel: expected rows that a kernel serves; {answer}. Use kernel='xla'.")
     tile = tiles.of("nearest", _held(d, precision), x.shape[0])
     weight, first, inertia, reach, row = nearest.sums(
         centers, x, weights, tile=tile, precision=precision, interpret=interpret

@@ -49,7 +49,7 @@ def whole(a: tuple[Array, ...]) -> Float[Array, "..."]:
 
 
 def product(a: tuple[Array, ...], b: tuple[Array, ...]) -> Float[Array, "m n"]:
-    """Σ of the products of parts, the smallest first; what is below the last part's rounding is left out."""
+    """Σ of the products of parts, the smallest first, without those below the last part's rounding."""
     pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if i + j < max(len(a), len(b))]
     terms = [_dot(a[i], b[j]) for i, j in sorted(pairs, key=lambda p: -sum(p))]
     total = terms[0]

@@ -1,11 +1,12 @@
-"""K-means: the nearest centre, the sums of each cluster and the inertia, in one launch.
+"""K-means in two launches and a sort between them: the nearest centres, then the sums of each cluster.
 
-The running argmin over tiles of centres stays in registers; the one-hot matrix of a tile of rows is
-made there too and multiplied with the rows, which is exact in bfloat16 for the one-hot side. As in
-`onepass`, the sums of a program stay in its own slice of the L2 cache: no atomics, the same bits each time.
+The running argmin over tiles of centres stays in registers; a label a row is written. Rows are then sorted
+by label, and a program adds up a share of one cluster's rows: half the arithmetic of a product with the
+one-hot matrix, no atomics, and the same bits each time.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +22,32 @@ FARTHEST = 1e30
 """½‖c‖² of a centre that is only filling: no row chooses it."""
 
 
-def _kernel(x_ref, w_ref, half_ref, centers_ref, *refs, n, d, tile, precision):
-    *part_refs, weight_ref, first_ref, inertia_ref, reach_ref, row_ref = refs
+SHARES = 4
+"""Programs a cluster, so that a large one does not hold up the others for long."""
+
+
+def _rows(x_ref: Any, rows: Array, valid: Array, width: int) -> Float[Array, "rows width"]:
+    """A tile of rows, 0 where not valid."""
+    d = x_ref.shape[1]
+    columns = jnp.arange(width, dtype=jnp.int32)
+    mask = valid[:, None] & (columns < d)[None, :]
+    return plgpu.load(x_ref.at[rows[:, None], columns[None, :]], mask=mask, other=0.0)
+
+
+def _search(x_ref, w_ref, half_ref, centers_ref, *refs, n, tile, precision):
+    *part_refs, label_ref, inertia_ref, reach_ref, row_ref = refs
     width = part_refs[0].shape[1]
     program = pl.program_id(0)
     within = jnp.arange(tile.rows, dtype=jnp.int32)
-    columns = jnp.arange(width, dtype=jnp.int32)
-    component = jnp.arange(tile.components, dtype=jnp.int32)
     chunks = half_ref.shape[0] // tile.components
     steps = -(-n // (tile.rows * tile.programs))
 
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         inertia, reach, farthest = carry
         rows = (i * tile.programs + program) * tile.rows + within
-        mask = (rows < n)[:, None] & (columns < d)[None, :]
-        x = plgpu.load(x_ref.at[rows[:, None], columns[None, :]], mask=mask, other=0.0)
+        x = _rows(x_ref, rows, rows < n, width)
         w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
-        x_parts, weighted = parts(x, precision), parts(x * w[:, None], precision)
+        x_parts = parts(x, precision)
 
         def search(c: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
             least, label = best
@@ -51,29 +61,15 @@ def _kernel(x_ref, w_ref, half_ref, centers_ref, *refs, n, d, tile, precision):
 
         begin = (jnp.full(tile.rows, jnp.inf, jnp.float32), jnp.zeros(tile.rows, jnp.int32))
         _, label = lax.fori_loop(0, chunks, search, begin)
+        plgpu.store(label_ref.at[rows], label, mask=rows < n)
 
         # By differences: never negative, and no cancellation.
-        mine = plgpu.load(centers_ref.at[label[:, None], columns[None, :]], mask=mask, other=0.0)
+        mine = _rows(centers_ref, label, rows < n, width)
         distance = jnp.sum((x - mine) ** 2, axis=1)
         inertia = inertia + w * distance
         seen = jnp.where(w > 0, distance, -1.0)
         farthest = jnp.where(seen > reach, rows, farthest)
-        reach = jnp.maximum(reach, seen)
-
-        def add(c: Array, _: Array) -> Array:
-            chunk = pl.ds(c * tile.components, tile.components)
-            hot = label[:, None] == (component + c * tile.components)[None, :]
-            weight, first = weight_ref.at[chunk], first_ref.at[chunk, :]
-            later = i > 0
-            before = plgpu.load(weight, mask=jnp.broadcast_to(later, weight.shape), other=0.0)
-            plgpu.store(weight, before + jnp.sum(jnp.where(hot, w[:, None], 0.0), axis=0))
-            before = plgpu.load(first, mask=jnp.broadcast_to(later, first.shape), other=0.0)
-            turned = hot.astype(jnp.bfloat16).T
-            plgpu.store(first, before + product((turned,), weighted))
-            return _
-
-        lax.fori_loop(0, chunks, add, jnp.int32(0))
-        return inertia, reach, farthest
+        return inertia, jnp.maximum(reach, seen), farthest
 
     begin = (
         jnp.zeros(tile.rows, jnp.float32),
@@ -83,6 +79,32 @@ def _kernel(x_ref, w_ref, half_ref, centers_ref, *refs, n, d, tile, precision):
     inertia, reach, farthest = lax.fori_loop(0, steps, step, begin)
     inertia_ref[0] = jnp.sum(inertia)
     reach_ref[...], row_ref[...] = reach, farthest
+
+
+def _add_up(x_ref, w_ref, order_ref, begin_ref, weight_ref, first_ref, *, tile: Tile):
+    """The rows begin[j] to begin[j + 1] of the order, a share of them."""
+    cluster, share = pl.program_id(0), pl.program_id(1)
+    begin, end = begin_ref[cluster], begin_ref[cluster + 1]
+    per_share = (end - begin + SHARES - 1) // SHARES
+    begin = begin + share * per_share
+    end = jnp.minimum(begin + per_share, end)
+    within = jnp.arange(tile.rows, dtype=jnp.int32)
+
+    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        weight, first = carry
+        at = begin + i * tile.rows + within
+        rows = plgpu.load(order_ref.at[at], mask=at < end, other=0)
+        w = plgpu.load(w_ref.at[rows], mask=at < end, other=0.0)
+        x = _rows(x_ref, rows, at < end, first.shape[1])
+        return weight + w, first + w[:, None] * x
+
+    zero = (
+        jnp.zeros(tile.rows, jnp.float32),
+        jnp.zeros((tile.rows, first_ref.shape[-1]), jnp.float32),
+    )
+    steps = jnp.maximum(end - begin + tile.rows - 1, 0) // tile.rows
+    weight, first = lax.fori_loop(0, steps, step, zero)
+    weight_ref[0], first_ref[...] = jnp.sum(weight), jnp.sum(first, axis=0)
 
 
 @partial(jax.jit, static_argnames=("tile", "precision", "interpret"))
@@ -106,31 +128,52 @@ def sums(
     half = 0.5 * jnp.sum(centers * centers, axis=1)
     half = jnp.pad(half, (0, extra), constant_values=FARTHEST)
     split = parts(jnp.pad(centers, ((0, extra), (0, width - d))), precision)
+    out, programs = jax.ShapeDtypeStruct, tile.programs
+    options = {
+        "compiler_params": plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
+        "interpret": interpret,
+    }
+
+    def whole(*arrays: Array) -> list[pl.BlockSpec]:
+        return [pl.BlockSpec(a.shape, lambda *i, r=a.ndim: (0,) * r) for a in arrays]
+
     arrays = (x, weights, half, centers, *split)
-    out = jax.ShapeDtypeStruct
-    programs, padded = tile.programs, k + extra
-    weight, first, inertia, reach, row = pl.pallas_call(
-        partial(_kernel, n=n, d=d, tile=tile, precision=precision),
+    label, inertia, reach, row = pl.pallas_call(
+        partial(_search, n=n, tile=tile, precision=precision),
         grid=(programs,),
-        in_specs=[pl.BlockSpec(a.shape, lambda i, r=a.ndim: (0,) * r) for a in arrays],
+        in_specs=whole(*arrays),
         out_specs=[
-            pl.BlockSpec((None, padded), lambda i: (i, 0)),
-            pl.BlockSpec((None, padded, width), lambda i: (i, 0, 0)),
+            pl.BlockSpec((n,), lambda i: (0,)),
             pl.BlockSpec((1,), lambda i: (i,)),
             pl.BlockSpec((tile.rows,), lambda i: (i,)),
             pl.BlockSpec((tile.rows,), lambda i: (i,)),
         ],
         out_shape=[
-            out((programs, padded), jnp.float32),
-            out((programs, padded, width), jnp.float32),
+            out((n,), jnp.int32),
             out((programs,), jnp.float32),
             out((programs * tile.rows,), jnp.float32),
             out((programs * tile.rows,), jnp.int32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
-        interpret=interpret,
         name="kmeans_nearest",
+        **options,
+    )(*arrays)
+
+    label, order = lax.sort_key_val(label, jnp.arange(n, dtype=jnp.int32))
+    begin = jnp.searchsorted(label, jnp.arange(k + 1, dtype=jnp.int32), method="scan_unrolled")
+    arrays = (x, weights, order, begin.astype(jnp.int32))
+    weight, first = pl.pallas_call(
+        partial(_add_up, tile=Tile(rows=max(8, 2**12 // width))),
+        grid=(k, SHARES),
+        in_specs=whole(*arrays),
+        out_specs=[
+            pl.BlockSpec((None, 1), lambda j, s: (s, j)),
+            pl.BlockSpec((None, None, width), lambda j, s: (s, j, 0)),
+        ],
+        out_shape=[out((SHARES, k), jnp.float32), out((SHARES, k, width), jnp.float32)],
+        name="kmeans_add_up",
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
     )(*arrays)
     return (
-        jnp.sum(weight, axis=0)[:k], jnp.sum(first, axis=0)[:k, :d], jnp.sum(inertia), reach, row,
+        jnp.sum(weight, axis=0), jnp.sum(first, axis=0)[:, :d], jnp.sum(inertia), reach, row,
     )  # fmt: skip

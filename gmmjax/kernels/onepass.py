@@ -150,6 +150,8 @@ def sums(
     )(*arrays)
     total = jnp.sum(total, axis=0)[:k, : len(left)]
     if kind is Second.TRACE:
-        total = jnp.concatenate([total[:, :d], jnp.sum(total[:, d:], axis=1, keepdims=True)], axis=1)
+        total = jnp.concatenate(
+            [total[:, :d], jnp.sum(total[:, d:], axis=1, keepdims=True)], axis=1
+        )
     weight = jnp.sum(weight, axis=0)[:k, None]
     return jnp.concatenate([weight, total], axis=1), jnp.sum(log_likelihood)
