@@ -159,6 +159,35 @@ def ours(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: s
     return run
 
 
+def our_m_step(case: Case, means: np.ndarray) -> Steps:
+    """What a step takes beside its sums: the new parameters, and the next E-step's coefficients."""
+    import jax
+    import jax.numpy as jnp
+
+    from gmmjax import GaussianMixture, families, moments
+
+    family, (k, d), n = families.get(case.family), (case.k, case.d), case.n / case.k
+
+    def one(mu):
+        eye = jnp.broadcast_to(jnp.eye(d), (k, d, d))
+        model = GaussianMixture(jnp.full(k, -np.log(k)), mu, family.from_dense(eye), case.family)
+        kind = family.second.shape_kind
+        square = {"full": eye, "diag": jnp.ones((k, d)), "trace": jnp.full(k, float(d))}[kind]
+        sums = moments.Moments(mu, jnp.full(k, n), 0.0 * mu, n * square, family.second)
+        new, _ = model.maximize(sums)
+        return new.prepare()
+
+    step, start = jax.jit(jax.vmap(one)), jax.device_put(means)
+
+    def wait(last) -> float:
+        jax.block_until_ready(last)
+        return float("nan")
+
+    run = clocked(lambda: step(start), wait)
+    run(1)
+    return run
+
+
 def our_driver(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: str) -> Steps:
     """A step of `fit` (or `kmeans`) itself, its loop and its tests of convergence with it."""
     import jax
@@ -467,7 +496,7 @@ def timed(runs: dict[str, Steps], repeats: int) -> dict[str, tuple[float, float]
     return {name: (1e3 * statistics.median(t), values[name]) for name, t in times.items()}
 
 
-def bench(name: str, repeats: int, peak: float, rivals: bool) -> list[dict]:
+def bench(name: str, repeats: int, peak: float, rivals: dict) -> list[dict]:
     """All contenders of one case."""
     case = CASES[name]
     x, means = problem(case)
@@ -477,8 +506,10 @@ def bench(name: str, repeats: int, peak: float, rivals: bool) -> list[dict]:
         contenders[f"gmmjax {kernel} {precision}"] = lambda k=kernel, p=precision: ours(
             case, x, means, k, p
         )
+    if case.family != "k-means":
+        contenders["gmmjax M-step alone"] = lambda: our_m_step(case, means)
     contenders["gmmjax fit"] = lambda: our_driver(case, x, means, "auto", "high")
-    for rival, adapter in RIVALS.items() if rivals else ():
+    for rival, adapter in rivals.items():
         contenders[rival] = lambda a=adapter: a(case, x, means, "tf32")
     runs, rows = {}, []
     for label, make in contenders.items():
@@ -506,18 +537,17 @@ def bench(name: str, repeats: int, peak: float, rivals: bool) -> list[dict]:
 
 
 TRIED = {  # what `tune` tries of each kernel, beside the tile of the table
-    "unrolled": {"rows": (64, 128, 256), "warps": (1, 2, 4), "programs": (1, 2, 4, 8, 16)},
+    "unrolled": {"rows": (64, 128), "warps": (2, 4), "programs": (2, 3, 4, 6, 8)},
+    "resident": {
+        "rows": (64, 128), "lanes": (1, 2), "warps": (4, 8), "programs": (132, 264, 396, 528),
+    },
     "onepass": {
-        "rows": (64, 128), "features": (32, 64), "lanes": (1, 2, 4), "warps": (4, 8),
-        "stages": (1, 2), "programs": (132, 264),
+        "rows": (64, 128), "features": (32, 64, 128), "warps": (4, 8), "programs": (132, 264, 396),
     },
-    "twopass": {
-        "rows": (64, 128), "components": (32, 64, 128), "warps": (4, 8), "stages": (1, 2),
-        "programs": (16, 66),
-    },
+    "twopass": {"rows": (64, 128), "components": (64, 128), "warps": (4, 8), "programs": (16, 66)},
     "nearest": {
-        "rows": (64, 128), "components": (64, 128), "warps": (4, 8), "stages": (1, 2),
-        "programs": (132, 264),
+        "rows": (64, 128, 256), "components": (64, 128), "warps": (4, 8),
+        "programs": (132, 264, 528),
     },
 }  # fmt: skip
 COMPILING = 90
@@ -602,7 +632,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20, help="counted steps (default 20)")
     parser.add_argument("--tune", choices=CASES, help="time candidate tiles of this case instead")
     parser.add_argument("--precision", default="high", help="of --tune (default high)")
-    parser.add_argument("--no-rivals", action="store_true", help="ours alone")
+    parser.add_argument("--rival", choices=RIVALS, nargs="*", help="only these; none: ours alone")
     parser.add_argument("--json", help="a file for the results")
     arguments = parser.parse_args()
     import jax
@@ -615,7 +645,7 @@ def main() -> int:
         tune(arguments.tune, min(arguments.repeats, 5), arguments.precision)
         return 0
     peak = limit()
-    rivals = not arguments.no_rivals
+    rivals = RIVALS if arguments.rival is None else {r: RIVALS[r] for r in arguments.rival}
     results = [
         row for c in arguments.case or CASES for row in bench(c, arguments.repeats, peak, rivals)
     ]
