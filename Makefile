@@ -6,6 +6,7 @@
 #   make test-slow        the long tests, which `make test` leaves out
 #   make lint             ruff (lint and format) and pyright
 #   make gpu-bench        on a machine with a GPU: the kernels' tests there, then cases A to I
+#   make gpu-tune CASE=A  there: times tiles of that case's kernel
 #
 # PYTHON chooses the interpreter:  make test PYTHON=python3.12
 # PYTEST_ARGS goes to pytest:      make test PYTEST_ARGS="-k io -x"
@@ -17,7 +18,7 @@ PYTEST_ARGS ?=
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-float32 test-float64 test-slow lint format bench gpu-bench gpu-gmvae clean
+.PHONY: help demo test test-float32 test-float64 test-slow lint format bench gpu-bench gpu-tune gpu-gmvae clean
 # Two installs into one environment at once would spoil it.
 .NOTPARALLEL:
 
@@ -70,7 +71,12 @@ bench: $(VENV)/.stamp-test
 
 gpu-bench: $(VENV)/.stamp-test $(VENV)/.stamp-gpu
 	$(BIN)/python -m pytest -m gpu tests/test_kernels.py
-	$(BIN)/python -m benchmarks gpu --json gpu-bench.json
+	SCIPY_ARRAY_API=1 $(BIN)/python -m benchmarks gpu --json gpu-bench.json
+
+# Times tiles of one case's kernel:  make gpu-tune CASE=A
+CASE ?= A
+gpu-tune: $(VENV)/.stamp-test $(VENV)/.stamp-gpu
+	$(BIN)/python -m benchmarks gpu --tune $(CASE)
 
 # MNIST and Fashion-MNIST by the Gaussian-mixture VAE, ten seeds in one program; a GPU is used if there is one.
 gpu-gmvae: $(VENV)/.stamp-test

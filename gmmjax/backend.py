@@ -4,12 +4,16 @@ The one place that knows the machine. Results do not depend on it, but for round
 in the result. The numbers were found by timing, on CPUs and on one NVIDIA H100.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 
-from gmmjax import families
+from gmmjax import checks, families
 from gmmjax.linalg import PRECISIONS
 from gmmjax.moments import Second
 
@@ -20,6 +24,10 @@ CACHE = 2**18
 
 LANES = 80 * 2**10
 """Bytes of the responsibilities of one block and all lanes, on a CPU."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ def choose(
 ) -> Choice:
     """From backend, shape and dtype to a `Choice`; what the caller names is taken.
 
-    "auto" is "native" on a CPU where it has been built, "pallas" on a GPU of the kind they were measured
-    on (`MEASURED`) for the shapes where they were faster, and "xla" elsewhere.
+    "auto" is "native" on a CPU where it has been built, "pallas" on a GPU that is `MEASURED`, for the
+    shapes where its kernels were faster, and "xla" elsewhere.
 
     Raises `ValueError` for a kernel or a precision that does not exist, or not here.
     """
@@ -127,14 +135,15 @@ def _kernel(kernel: str, dtype: jnp.dtype) -> str:
     return "xla"
 
 
-MEASURED = "9.0"
-"""CUDA's compute capability of the GPU on which the kernels' tiles were chosen (Hopper)."""
+MEASURED: tuple[str, ...] = ()
+"""CUDA compute capabilities of the GPUs on which the kernels, as they are now, beat XLA. None yet: they
+have run in interpret mode only (docs/kernels.md), and kernel="pallas" is there by name."""
 
 
 def _measured_gpu() -> bool:
     if jax.default_backend() != "gpu":
         return False
-    return getattr(jax.devices()[0], "compute_capability", "") == MEASURED
+    return getattr(jax.devices()[0], "compute_capability", "") in MEASURED
 
 
 def _refuse_unless(served: object) -> None:
@@ -183,3 +192,40 @@ def lanes_a_batch(n: int, k: int, block: int, dtype: jnp.dtype = jnp.float32) ->
 def _power_of_two(value: int, low: int, high: int) -> int:
     """The largest that is not above `value`, between `low` and `high`."""
     return max(low, min(high, 2 ** max(value.bit_length() - 1, 0)))
+
+
+class Program(Generic[P, T]):
+    """`jax.jit` of a function of a static `choice`, compiled in less time where that costs nothing.
+
+    XLA's CPU compiler spends some 20 ms on each of a fit's hundreds of loops. With the native kernel
+    none of them is hot, so they get LLVM's first level of optimisation and, where jaxlib still has it
+    (before 0.11), the older code generator: half of the time (docs/speed.md). Inside another jitted
+    function the options are the caller's.
+    """
+
+    def __init__(self, fn: Callable[P, T], *, static_argnames: tuple[str, ...]) -> None:
+        self._fn = fn
+        self._static = static_argnames
+        self._full = jax.jit(fn, static_argnames=static_argnames)
+        self.__doc__ = fn.__doc__
+
+    @cached_property
+    def _light(self) -> Callable[P, T]:
+        options: dict[str, bool | int | str] = {"xla_backend_optimization_level": 1}
+        if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):
+            options["xla_cpu_use_fusion_emitters"] = False
+        return jax.jit(self._fn, static_argnames=self._static, compiler_options=options)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        choice: Any = kwargs["choice"]
+        light = choice.kernel == "native" and checks.concrete(args, jnp.zeros(()))
+        return (self._light if light else self._full)(*args, **kwargs)
+
+    def _cache_size(self) -> int:
+        """How many programs there are, as of a jitted function."""
+        return sum(f._cache_size() for f in (self._full, self._light))  # type: ignore[attr-defined]
+
+
+def program(*static_argnames: str) -> Callable[[Callable[P, T]], Program[P, T]]:
+    """The decorator that makes a `Program`."""
+    return lambda fn: Program(fn, static_argnames=static_argnames)

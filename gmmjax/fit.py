@@ -1,7 +1,5 @@
 """`fit`: a Gaussian mixture from data, by EM from many starts, the best kept."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import numpy as np
 from gmmjax import blocks as blocks_
 from gmmjax import checks, families, initialization
 from gmmjax import missing as missing_
-from gmmjax.backend import Choice, choose
+from gmmjax.backend import Choice, choose, program
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
@@ -169,7 +167,7 @@ def fit(
     return result
 
 
-@partial(jax.jit, static_argnames=("k", "family", "init", "lanes", "choice", "accelerate"))
+@program("k", "family", "init", "lanes", "choice", "accelerate")
 def _fit(
     key: Array, x: Array, w: Array, known: Blocks | None, start: GaussianMixture | Array | None,
     prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,

@@ -20,7 +20,7 @@ from gmmjax.lanes import in_batches
 from gmmjax.mixture import GaussianMixture
 from gmmjax.moments import Moments
 from gmmjax.priors import Prior
-from gmmjax.seeding import draw, kmeans_plus_plus, random_points
+from gmmjax.seeding import at_quantile, kmeans_plus_plus, random_points
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key
 
 METHODS = ("mixed", "k-means", "k-means++", "random_points", "random_responsibilities")
@@ -173,11 +173,11 @@ def swap(key: Key[Array, ""], model: GaussianMixture, blocks: Blocks) -> Gaussia
     Random swap (Zhao, Hautamäki and Fränti 2012): EM cannot move a component from where two share a
     cluster to where one covers two, because the way leads downhill. Such a start is at the other side.
     """
-    key_component, key_row = jax.random.split(key)
+    u = jax.random.uniform(key, (2,), model.means.dtype)
     # Masked components, of weight 0, stay where they are.
     used = model.log_weights > -jnp.inf
-    j = draw(key_component, used.astype(model.means.dtype), (1,))[0]
-    row = draw(key_row, blocks.weights.reshape(-1), (1,))[0]
+    j = at_quantile(u[:1], used.astype(model.means.dtype))[0]
+    row = at_quantile(u[1:], blocks.weights.reshape(-1))[0]
     log_weights = model.log_weights.at[j].set(-jnp.log(jnp.sum(used)))
     return dataclasses.replace(
         model,

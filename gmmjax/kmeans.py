@@ -6,14 +6,13 @@ The limit of EM for spherical components of one common variance → 0 (MATH 4). 
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from gmmjax import checks, linalg
-from gmmjax.backend import Choice, choose_for_kmeans
+from gmmjax.backend import Choice, choose_for_kmeans, program
 from gmmjax.blocks import Blocks, bucketed, collect, split, total
 from gmmjax.em import blank, turn
 from gmmjax.lanes import Lanes, best_of, in_batches
@@ -251,7 +250,7 @@ def kmeans(
     return dataclasses.replace(result, labels=result.labels[:n])
 
 
-@partial(jax.jit, static_argnames=("k", "init", "lanes", "choice"))
+@program("k", "init", "lanes", "choice")
 def _kmeans(
     key: Array, x: Array, w: Array, start: Array | None, tol: Array, max_steps: Array, *,
     k: int, init: str, lanes: int, choice: Choice,

@@ -56,7 +56,7 @@ class _Slots:
     fresh: Bool[Array, "s"]  # whether it has yet to begin
     taken: Int[Array, ""]  # how many starts have been taken up
     endings: Lanes
-    best: EMState
+    best: EMResult
     best_lane: Int[Array, ""]
 
 
@@ -72,8 +72,9 @@ def best_of(
     large as one likes, and wins only where no lane ended without.
     """
     r = jax.tree.leaves(starts)[0].shape[0]
-    best, lane, endings = _round(once, starts, empty, r, slots, empty, jnp.asarray(-1), 0)
-    return EMResult.of(best), endings, lane
+    none = EMResult.of(empty)
+    best, lane, endings = _round(once, starts, empty, r, slots, none, jnp.asarray(-1), 0)
+    return best, endings, lane
 
 
 def best_of_rounds(
@@ -94,7 +95,7 @@ def best_of_rounds(
     r = jax.tree.leaves(starts)[0].shape[0]
     rounds = -(-r // size)
 
-    def body(carry: tuple[EMState, Array], first: Array) -> tuple[tuple[EMState, Array], Lanes]:
+    def body(carry: tuple[EMResult, Array], first: Array) -> tuple[tuple[EMResult, Array], Lanes]:
         best, best_lane = carry
         index = first + jnp.arange(size)
         given = jax.tree.map(lambda a: a[jnp.minimum(index, r - 1)], starts)
@@ -104,9 +105,9 @@ def best_of_rounds(
         best, best_lane, endings = _round(once, mine, empty, count, slots, best, best_lane, first)
         return (best, best_lane), endings
 
-    carry = (empty, jnp.asarray(-1))
+    carry = (EMResult.of(empty), jnp.asarray(-1))
     (best, lane), endings = lax.scan(body, carry, jnp.arange(rounds) * size)
-    return EMResult.of(best), jax.tree.map(lambda a: a.reshape(-1)[:r], endings), lane
+    return best, jax.tree.map(lambda a: a.reshape(-1)[:r], endings), lane
 
 
 def _round(
@@ -115,10 +116,10 @@ def _round(
     empty: EMState,
     count: ArrayLike,
     slots: int,
-    best: EMState,
+    best: EMResult,
     best_lane: Int[Array, ""],
     offset: ArrayLike,
-) -> tuple[EMState, Int[Array, ""], Lanes]:
+) -> tuple[EMResult, Int[Array, ""], Lanes]:
     """The first `count` of `starts` to their ends, against the best so far (none where its lane is −1)."""
     r = jax.tree.leaves(starts)[0].shape[0]
     slots = min(slots, r)
@@ -130,7 +131,7 @@ def _round(
         at = jnp.where(ended, s.lane, r)  # r lies outside: nothing is written there
         now = Lanes(s.state.log_likelihood, s.state.n_steps, s.state.status)
         endings = jax.tree.map(lambda a, b: a.at[at].set(b, mode="drop"), s.endings, now)
-        best, best_lane = _better(s.best, s.best_lane, s.state, s.lane + offset, ended)
+        best, best_lane = _better(s.best, s.best_lane, EMResult.of(s.state), s.lane + offset, ended)
         lane = jnp.where(ended, s.taken + jnp.cumsum(ended) - 1, s.lane)
         taken = s.taken + jnp.sum(ended)
         return _Slots(s.state, lane, begins(lane), ended, taken, endings, best, best_lane)
@@ -161,10 +162,10 @@ def _along(pred: Bool[Array, "s"], like: Array) -> Array:
 
 
 def _better(
-    best: EMState, best_lane: Array, state: EMState, lane: Array, ended: Bool[Array, "s"]
-) -> tuple[EMState, Int[Array, ""]]:
+    best: EMResult, best_lane: Array, slots: EMResult, lane: Array, ended: Bool[Array, "s"]
+) -> tuple[EMResult, Int[Array, ""]]:
     """The better of the best so far (none where its lane is −1) and the slots that have ended."""
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), best, state)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), best, slots)
     lanes = jnp.concatenate([best_lane[None], lane])
     counts = jnp.concatenate([best_lane[None] >= 0, ended])
     kind = jnp.where(both.status <= Status.MAX_STEPS, 0, both.status)

@@ -37,6 +37,9 @@ SMALL = 8
 nanoseconds to call on a CPU, and with a thousand lanes of 4 × 4 matrices little else was done."""
 
 
+LEAF = 8
+"""Sides of a triangular matrix up to which it is inverted by halves of its own."""
+
 AT_ONCE = 8
 """Lanes of a rare repair that are worked on together, see `when`."""
 
@@ -178,7 +181,7 @@ def inverse_lower(lower: Float[Array, "*b d d"]) -> Float[Array, "*b d d"]:
     d = lower.shape[-1]
     if d == 1:
         return 1.0 / lower
-    if d > 32:
+    if d > LEAF:
         return _inverse_of_many(lower)
     h = d // 2
     a = inverse_lower(lower[..., :h, :h])
@@ -194,7 +197,7 @@ def _inverse_of_many(lower: Float[Array, "*b d d"]) -> Float[Array, "*b d d"]:
     """
     d = lower.shape[-1]
     batch = lower.shape[:-2]
-    levels = math.ceil(math.log2(d / 32))
+    levels = math.ceil(math.log2(d / LEAF))
     size = -(-d // 2**levels)
     extra = size * 2**levels - d
     lower = jnp.pad(lower, [(0, 0)] * len(batch) + [(0, extra), (0, extra)])

@@ -180,6 +180,12 @@ def test_expectation_asks_for_the_kernel(small):
 def test_auto_takes_them_where_they_were_measured(monkeypatch):
     float32 = jnp.dtype("float32")
     assert backend.choose(2**17, 16, 32, "full", float32, 1).kernel != "pallas"
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(jax, "default_backend", lambda: "gpu")
+        # None has been measured: the kernels are there by name alone.
+        assert backend.choose(2**17, 16, 32, "full", float32, 1).kernel == "xla"
+        assert backend.choose_for_kmeans(2**17, 16, 32, float32, 1).kernel == "xla"
+        assert backend.choose(2**17, 16, 32, "full", float32, 1, kernel="pallas").kernel == "pallas"
     monkeypatch.setattr(backend, "_measured_gpu", lambda: True)
     assert backend.choose(2**17, 16, 32, "full", float32, 1).kernel == "pallas"
     assert backend.choose(2**17, 16, 32, "full", float32, 1, kernel="xla").kernel == "xla"

@@ -12,6 +12,7 @@ from problems import blobs, own_shape, rows, tolerance
 import gmmjax
 from gmmjax import expectation, families, native
 from gmmjax.backend import choose, choose_for_kmeans
+from gmmjax.fit import _fit as fit_program
 from gmmjax.kmeans import KMeans
 
 FOLDER = Path(__file__).resolve().parents[1] / ".pytest_cache" / "native"
@@ -237,3 +238,17 @@ def test_the_command_builds_and_says_where(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CXX", "false")
     assert main() == 1
     assert "failed" in capsys.readouterr().err
+
+
+def test_a_program_is_the_same_inside_another_and_compiled_once():
+    """Eager fits compile with options that JAX refuses inside `jit` (`backend.Program`)."""
+    x = blobs(0, 60, 2, 2)
+    options = {"restarts": 6, "max_steps": 3, "throw": False, "kernel": "native"}
+    before = fit_program._cache_size()
+    eager = gmmjax.fit(jax.random.key(0), x, 2, **options).log_likelihood
+    gmmjax.fit(jax.random.key(1), x[:-1], 2, tol=1e-3, **options)
+    assert fit_program._cache_size() == before + 1
+    lanes = jax.random.split(jax.random.key(1), 2).at[0].set(jax.random.key(0))
+    inside = jax.jit(lambda: gmmjax.fit(jax.random.key(0), x, 2, **options).log_likelihood)()
+    mapped = jax.vmap(lambda key: gmmjax.fit(key, x, 2, **options).log_likelihood)(lanes)
+    np.testing.assert_allclose([inside, mapped[0]], eager, rtol=tolerance(1e-10, 1e-5))
