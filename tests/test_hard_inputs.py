@@ -82,7 +82,7 @@ def test_a_model_reads_no_row_that_is_not_finite(bad):
         # Nor one of another width.
         with pytest.raises(ValueError, match=r"x: expected shape|features"):
             read(X[:10, :1])
-    with pytest.raises(ValueError, match="got .* at column 1"):
+    with pytest.raises(ValueError, match=r"got .* at column 1"):
         FIRST.log_prob(x[7])
     with pytest.raises(ValueError, match="at row 1, 2, column 1"):
         FIRST.predict(x.reshape(2, 5, 2))
