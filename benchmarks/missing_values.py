@@ -36,7 +36,8 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 
 import gmmjax
-from gmmjax import blocks, em, missing
+from gmmjax import blocks, missing
+from gmmjax.em import expect
 
 Load = Callable[[], np.ndarray]
 # Rows, components, a family that some hundred rows of it can carry, and the weight of the prior as a
@@ -117,7 +118,7 @@ def milliseconds(model: gmmjax.GaussianMixture, data: blocks.Blocks) -> float:
 
     @jax.jit
     def step(model: gmmjax.GaussianMixture, data: blocks.Blocks) -> gmmjax.GaussianMixture:
-        return model.maximize(em.expect(model, data)[0])[0]
+        return model.maximize(expect(model, data)[0])[0]
 
     jax.block_until_ready(step(model, data))
     times = []
