@@ -148,4 +148,4 @@ def test_the_first_trial_is_the_formula_of_s3():
     r, v = (rho - 1) * x, (rho - 1) ** 2 * x
     a = jnp.minimum(jnp.linalg.norm(r) / jnp.linalg.norm(v), acceleration.FIRST_REACH)
     assert bool(trial.extrapolated)
-    np.testing.assert_allclose(trial.moments, x + 2 * a * r + a**2 * v, rtol=1e-12)
+    np.testing.assert_allclose(trial.point, x + 2 * a * r + a**2 * v, rtol=1e-12)

@@ -5,7 +5,7 @@ volumes is still one factor a component), and the E-step sees only the parametri
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import jax.numpy as jnp
 
@@ -55,10 +55,10 @@ class Covariance(Protocol):
 
 
 class Maximize(Protocol):
-    """The M-step under a family's constraint."""
+    """The M-step under a family's constraint. Families that iterate take `start` too."""
 
     def __call__(
-        self, scatter: Array, count: Array, floor: Float[Array, "d"], k: int
+        self, scatter: Array, count: Array, floor: Float[Array, "d"], k: int, /, **start: Any
     ) -> tuple[Covariance, Bool[Array, "#k"]]: ...
 
 
@@ -99,6 +99,9 @@ class Family:
     shared: bool = False
     """Whether components share parameters. `maximize` then gets the counts as they are, 0 for a
     component without weight, and gives that component a member of the family."""
+    iterative: bool = False
+    """Whether `maximize` iterates. It then takes `start`, a covariance of this family, and ends no
+    lower than it, however soon the iteration has to end."""
 
     def from_dense(self, covariances: Float[Array, "k d d"]) -> Covariance:
         """The nearest member of the family, in the sense of the M-step with equal weights."""
