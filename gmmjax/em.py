@@ -32,9 +32,9 @@ class LatentVariableModel(Protocol):
     `collect(self, blocks)`, a way of its own to add `expect` up;
     `localize(self, data, weights, prior) -> (model, data, prior, restore)`, coordinates in which its
     sums do not cancel, and the way back for an `EMResult`; and `log_prior(self, prior)`, in nats, where it
-    takes a prior. `elbo` needs `log_joint(self, data)`. A model whose M-step depends on the model itself, not on
-    the moments alone, brings `coordinates(self)`, unconstrained, and `at(self, coordinates, moments,
-    reg) -> model`, within the bounds that its M-step keeps: acceleration then extrapolates these.
+    takes a prior. `elbo` needs `log_joint(self, data)`. A model whose M-step depends on the model
+    itself, not on the moments alone, brings `coordinates(self)`, unconstrained, and `at(self, coordinates,
+    moments, reg) -> model`, within the bounds of its M-step: acceleration then extrapolates these.
     """
 
     def expect(self, data: Any, weights: Float[Array, "n"], /) -> tuple[Any, Float[Array, ""]]:
