@@ -140,7 +140,8 @@ def slow_noise() -> tuple[np.ndarray, Callable]:
     """Two clusters close together in a bed of noise, from one start."""
     rng = np.random.default_rng(0)
     noise = rng.uniform(-6, 8, size=(300, 2))
-    x = np.concatenate([rng.normal(size=(1500, 2)), rng.normal(size=(1500, 2)) + [2, 0], noise])
+    near = rng.normal(size=(1500, 2)) + np.array([2.0, 0.0])
+    x = np.concatenate([rng.normal(size=(1500, 2)), near, noise])
     labels = np.r_[np.zeros(1500, int), np.ones(1500, int), -np.ones(300, int)]
     return x, partial(models.fit_noise, jax.random.key(0), x, 2, init=labels)
 
