@@ -242,7 +242,8 @@ def turn(
             model, warning = maximized(state, state.moments)
         elif _iterates_itself(state.model):
             model, warning = maximized(state, state.moments)
-            at = partial(state.model.at, moments=state.moments, reg=reg)
+            own: Any = state.model
+            at = partial(own.at, moments=state.moments, reg=reg)
             trial = acceleration.propose(state.memory, model, state.change, at)
             model = trial.point
         else:

@@ -308,8 +308,8 @@ class GaussianMixture:
         count = jnp.where(unknown, 0.0 if family.shared else 1.0, count)
         # From where the last step ended: near the end of EM the inner iteration has little left to do,
         # and ends no lower whatever its limits.
-        start = {"start": self.factors} if family.iterative else {}
-        factors, floored = family.maximize(posterior.scatter, count, floor, k, **start)
+        options: dict = {"start": self.factors} if family.iterative else {}
+        factors, floored = family.maximize(posterior.scatter, count, floor, k, **options)
         if not family.shared:
             factors = jax.tree.map(
                 lambda new, old: jnp.where(unknown.reshape(k, *[1] * (new.ndim - 1)), old, new),

@@ -55,10 +55,18 @@ class Covariance(Protocol):
 
 
 class Maximize(Protocol):
-    """The M-step under a family's constraint. Families that iterate take `start` too."""
+    """The M-step under a family's constraint."""
 
     def __call__(
-        self, scatter: Array, count: Array, floor: Float[Array, "d"], k: int, /, **start: Any
+        self, scatter: Array, count: Array, floor: Float[Array, "d"], k: int
+    ) -> tuple[Covariance, Bool[Array, "#k"]]: ...
+
+
+class MaximizeFrom(Protocol):
+    """The M-step of a family that iterates, from a covariance of that family."""
+
+    def __call__(
+        self, scatter: Array, count: Array, floor: Float[Array, "d"], k: int, start: Any = None
     ) -> tuple[Covariance, Bool[Array, "#k"]]: ...
 
 
@@ -86,7 +94,7 @@ class Family:
     """The second moment that the M-step needs."""
     covariance: type
     """The parametrisation, a `Covariance`."""
-    maximize: Maximize
+    maximize: Maximize | MaximizeFrom
     """(scatter, count, floor, k) → (covariance, whether the floor was active). The maximiser of
     −count·log|Σ| − tr(Σ⁻¹ scatter) in the family, subject to Σ ⪰ diag(floor)."""
     count: Count

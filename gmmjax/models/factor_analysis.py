@@ -356,7 +356,9 @@ class FactorMixture:
 
     def _floor(self, sums: FactorMoments, reg: ArrayLike) -> Float[Array, "d"]:
         """What the noise variance is at least."""
-        lowest = reg * moments.total_variance(moments.centre(self._second_moments(sums)))
+        lowest = jnp.asarray(reg) * moments.total_variance(
+            moments.centre(self._second_moments(sums))
+        )
         return jnp.full_like(lowest, jnp.mean(lowest)) if self.noise == "spherical" else lowest
 
     def _second_moments(self, sums: FactorMoments) -> Moments:
