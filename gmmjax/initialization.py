@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gmmjax import blocks as blocks_
 from gmmjax import families, linalg, mixture, moments
@@ -85,13 +84,13 @@ def starts(
     table = _starters(blocks, k, family, prior, reg, coordinates, n_used)
     if method != "mixed":
         return in_batches(table[method], keys, batch)
-    seeded = (
-        np.arange(lanes) % 3 == 0
-    )  # so that the first lanes, whatever their number, are of both kinds
-    lots = {"k-means++": np.flatnonzero(seeded), "random_points": np.flatnonzero(~seeded)}
-    parts = [in_batches(table[name], keys[lot], batch) for name, lot in lots.items() if len(lot)]
-    place = np.argsort(np.concatenate(list(lots.values())))
-    return jax.tree.map(lambda *a: jnp.concatenate(a)[place], *parts)
+    first = -(-lanes // 3)
+    parts = [
+        in_batches(table[name], part, batch)
+        for name, part in (("k-means++", keys[:first]), ("random_points", keys[first:]))
+        if part.shape[0]
+    ]
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 def _starters(
