@@ -208,8 +208,17 @@ class GaussianMixture:
 
     def sample_given(self, key: Key[Array, ""], z: Int[Array, "n"]) -> Float[Array, "n d"]:
         """One draw of x | z for each given component."""
-        noise = jax.random.normal(key, (z.shape[0], self.n_features), self.means.dtype)
-        return self.means[z] + self.factors.color(noise, z)
+        d = self.n_features
+        noise = jax.random.normal(key, (z.shape[0], d), self.means.dtype)
+
+        def draw(rows: tuple[Array, Array]) -> Array:
+            noise, z = rows
+            return self.means[z] + self.factors.color(noise, z)
+
+        # A factor is gathered for each row: of 784 pixels those of 5,000 rows are 12 GB.
+        chunk = max(1, 16 * _CHUNK // d**2)
+        rows = (noise, z)
+        return draw(rows) if len(noise) <= chunk else incomplete.by_blocks(draw, rows, chunk)
 
     def sample_component(self, key: Key[Array, ""], c: ArrayLike, n: int) -> Float[Array, "n d"]:
         """n draws from component c, an integer from 0 to k − 1."""
