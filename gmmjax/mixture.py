@@ -315,7 +315,10 @@ class GaussianMixture:
         unknown = empty if prior is None else jnp.zeros_like(empty)
         count = family.count(sums.weight, None if prior is None else prior.dof, d)
         count = jnp.where(unknown, 0.0 if family.shared else 1.0, count)
-        factors, floored = family.maximize(posterior.scatter, count, floor, k)
+        # From where the last step ended: near the end of EM the inner iteration has little left to do,
+        # and ends no lower whatever its limits.
+        options: dict = {"start": self.factors} if family.iterative else {}
+        factors, floored = family.maximize(posterior.scatter, count, floor, k, **options)
         if not family.shared:
             factors = jax.tree.map(
                 lambda new, old: jnp.where(unknown.reshape(k, *[1] * (new.ndim - 1)), old, new),
