@@ -152,23 +152,6 @@ def test_mixture_discriminant_analysis_chooses_as_mclust(iris, mclust_da):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not X64, reason="one mode shows the logic; 70 programs compile for minutes")
-def test_mixture_discriminant_analysis_of_the_whole_grid(iris, mclust_da):
-    """mclust's own grid, 14 families with 1 to 5 components: its choice, or a better BIC."""
-    x, y = iris
-    result = classification.fit_discriminant(
-        KEY, x, y, family=gmmjax.families.names(), n_components=range(1, 6), restarts=6
-    )
-    assert len(result.candidates) == 70
-    for c, at in enumerate(result.chosen):
-        theirs = float(mclust_da.densities[c].bic(x[y == c]))
-        assert float(result.bic[c, at]) < theirs + 1e-3
-        if result.candidates[at][1] == mclust_da.densities[c].n_components:
-            assert float(result.bic[c, at]) == pytest.approx(theirs, abs=1e-2)
-    assert np.all(np.asarray(result.status) <= gmmjax.Status.MAX_STEPS)
-
-
 @pytest.mark.skipif(not X64, reason="one mode shows the logic; it compiles for long")
 def test_a_mixture_a_class_in_ten_folds(iris):
     """The structure that all rows chose, refitted without each fold in one vmapped program."""
