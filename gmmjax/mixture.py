@@ -129,15 +129,18 @@ class GaussianMixture:
         `x` has shape [..., d]; many rows are taken in chunks, so memory stays O(chunk · k · d). Here and
         in the other densities it may be `Incomplete` rows (`missing.mask`), of which the known part
         counts, or `Uncertain` rows, of which the mean over their noise is taken.
+
+        Raises `ValueError` on another number of features, and on NaN or infinity; so do all methods
+        built on this one. Under `jit` values are not looked at, and NaN in a row is NaN in its density.
         """
         if isinstance(x, Incomplete):
             return incomplete.log_joint(self, x)
         d = self.n_features
         variance = None
         if isinstance(x, Uncertain):
-            variance = _rows(x.variance, d, self.means.dtype).reshape(-1, d)
+            variance = checks.points(x.variance, d, self.means.dtype, "variance").reshape(-1, d)
             x = x.x
-        x = _rows(x, d, self.means.dtype)
+        x = checks.points(x, d, self.means.dtype)
         flat = x.reshape(-1, d)
         chunk = max(1, _CHUNK // (self.n_components * d))
 
@@ -158,7 +161,7 @@ class GaussianMixture:
             return jnp.sum(self.log_prob(x))
         if isinstance(x, (Incomplete, Uncertain)):
             return jnp.sum(jnp.asarray(weights) * self.log_prob(x))
-        x = _rows(x, self.n_features, self.means.dtype)
+        x = checks.points(x, self.n_features, self.means.dtype, finite=False)
         weights = jnp.asarray(weights, x.dtype)
         # An absent row is absent even where its density overflows, in the gradient too: 0 · inf is
         # NaN, so the row itself is replaced.
@@ -205,8 +208,17 @@ class GaussianMixture:
 
     def sample_given(self, key: Key[Array, ""], z: Int[Array, "n"]) -> Float[Array, "n d"]:
         """One draw of x | z for each given component."""
-        noise = jax.random.normal(key, (z.shape[0], self.n_features), self.means.dtype)
-        return self.means[z] + self.factors.color(noise, z)
+        d = self.n_features
+        noise = jax.random.normal(key, (z.shape[0], d), self.means.dtype)
+
+        def draw(rows: tuple[Array, Array]) -> Array:
+            noise, z = rows
+            return self.means[z] + self.factors.color(noise, z)
+
+        # A factor is gathered for each row: of 784 pixels those of 5,000 rows are 12 GB.
+        chunk = max(1, 16 * _CHUNK // d**2)
+        rows = (noise, z)
+        return draw(rows) if len(noise) <= chunk else incomplete.by_blocks(draw, rows, chunk)
 
     def sample_component(self, key: Key[Array, ""], c: ArrayLike, n: int) -> Float[Array, "n d"]:
         """n draws from component c, an integer from 0 to k − 1."""
@@ -303,7 +315,10 @@ class GaussianMixture:
         unknown = empty if prior is None else jnp.zeros_like(empty)
         count = family.count(sums.weight, None if prior is None else prior.dof, d)
         count = jnp.where(unknown, 0.0 if family.shared else 1.0, count)
-        factors, floored = family.maximize(posterior.scatter, count, floor, k)
+        # From where the last step ended: near the end of EM the inner iteration has little left to do,
+        # and ends no lower whatever its limits.
+        options: dict = {"start": self.factors} if family.iterative else {}
+        factors, floored = family.maximize(posterior.scatter, count, floor, k, **options)
         if not family.shared:
             factors = jax.tree.map(
                 lambda new, old: jnp.where(unknown.reshape(k, *[1] * (new.ndim - 1)), old, new),
@@ -373,15 +388,6 @@ def _log_weights(weight: Float[Array, "k"], prior: Prior | None) -> Float[Array,
     if prior is not None:
         weight = weight + (prior.concentration - 1)
     return jnp.log(weight) - jnp.log(jnp.sum(weight))
-
-
-def _rows(x: ArrayLike, d: int, dtype: jnp.dtype) -> Array:
-    x = jnp.asarray(x)
-    if x.ndim == 0 or x.shape[-1] != d:
-        raise ValueError(
-            f"x: expected shape [..., {d}], the mixture's features on the last axis; got {x.shape}."
-        )
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
 
 
 def _host(name: str, value: ArrayLike) -> np.ndarray:
