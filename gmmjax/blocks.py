@@ -97,6 +97,22 @@ def bucketed(
     return jnp.concatenate([x, fill]), jnp.concatenate([w, jnp.zeros(extra, w.dtype)])
 
 
+CHUNK = 2**14
+"""Rows of a chunk, at least, where there are several: enough to share among a CPU's cores."""
+
+
+def chunked(blocks: Blocks) -> Blocks:
+    """Blocks of blocks: leading axes [chunks, blocks a chunk, rows a block]."""
+    count, block = blocks.weights.shape
+    chunks = 1
+    while count % (2 * chunks) == 0 and count // (2 * chunks) * block >= CHUNK:
+        chunks *= 2
+    data, weights = jax.tree.map(
+        lambda a: a.reshape(chunks, count // chunks, *a.shape[1:]), (blocks.data, blocks.weights)
+    )
+    return Blocks(data, weights, blocks.how)
+
+
 def add(a: T, b: T) -> T:
     """`+` where a part of the tree defines it, leaf by leaf elsewhere."""
 

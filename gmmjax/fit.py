@@ -149,14 +149,18 @@ def fit(
         assert isinstance(start, jax.Array)
         start = jnp.concatenate([start, jnp.full(x.shape[0] - n, -1, start.dtype)])
     options = (
-        prior,
         jnp.asarray(reg, x.dtype),
         jnp.asarray(tol, x.dtype),
         jnp.asarray(max_steps, jnp.int32),
     )
-    result = _fit(
-        key, x, w, known, start, *options,
-        k=k, family=name, init=init, lanes=lanes, choice=choice, accelerate=bool(accelerate),
+    # Three programs: the memory of one is given back before the next, and `_lay`'s input, too.
+    frame, data, seen, weight = _lay(x, w, known, choice=choice)
+    del x, w, known
+    structure = {"k": k, "family": name, "init": init, "lanes": lanes, "choice": choice}
+    models = _starts(key, frame, data, start, prior, options[0], **structure)
+    result = _search(
+        key, frame, data, seen, weight, models, prior, *options,
+        accelerate=bool(accelerate), **structure,
     )  # fmt: skip
     if throw:
         checks.ended(
@@ -167,32 +171,50 @@ def fit(
     return result
 
 
-@program("k", "family", "init", "lanes", "choice", "accelerate")
-def _fit(
-    key: Array, x: Array, w: Array, known: Blocks | None, start: GaussianMixture | Array | None,
-    prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
-    k: int, family: str, init: str, lanes: int, choice: Choice, accelerate: bool,
-) -> FitResult:  # fmt: skip
+@program("choice")
+def _lay(
+    x: Array, w: Array, known: Blocks | None, *, choice: Choice
+) -> tuple[Frame, Blocks, Blocks | None, Float[Array, ""]]:
+    """The data's frame, the rows in it, what is known of them where that is less, and their weight."""
     frame = Frame.of(x, w)
-    local = None if prior is None else prior.into(frame)
     data = blocks_.split(frame.enter(x), w, choice.block, choice)
-    # Starts are from filled rows, EM on what is known of them.
-    seen = data if known is None else Blocks(known.data.enter(frame), known.weights)
-    weight = data.total_weight if known is None else known.data.n_known(known.weights) / x.shape[1]
+    if known is None:
+        return frame, data, None, data.total_weight
+    seen = Blocks(known.data.enter(frame), known.weights)
+    return frame, data, seen, known.data.n_known(known.weights) / x.shape[1]
 
+
+@program("k", "family", "init", "lanes", "choice")
+def _starts(
+    key: Array, frame: Frame, data: Blocks, start: GaussianMixture | Array | None,
+    prior: Prior | None, reg: Array, *,
+    k: int, family: str, init: str, lanes: int, choice: Choice,
+) -> GaussianMixture:  # fmt: skip
+    """The starts, in the frame, with a leading axis of lanes."""
+    local = None if prior is None else prior.into(frame)
     if init == "model":
         assert isinstance(start, GaussianMixture)
-        models = start.into(frame)
-    elif init == "labels":
+        return start.into(frame)
+    if init == "labels":
         assert isinstance(start, jax.Array)
-        labels = blocks_.split(start, w, choice.block).data
+        labels = blocks_.split(start, data.weights.reshape(-1), choice.block).data
         both = Blocks((data.data, labels), data.weights)
         model = initialization.labelled(both, k, family, local, reg)
-        models = jax.tree.map(lambda a: a[None], model)
-    else:
-        models = initialization.starts(
-            key, init, lanes, choice.batch, data, k, family, prior=local, reg=reg
-        )
+        return jax.tree.map(lambda a: a[None], model)
+    return initialization.starts(
+        key, init, lanes, choice.batch, data, k, family, prior=local, reg=reg
+    )
+
+
+@program("k", "family", "init", "lanes", "choice", "accelerate")
+def _search(
+    key: Array, frame: Frame, data: Blocks, known: Blocks | None, weight: Array,
+    models: GaussianMixture, prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
+    k: int, family: str, init: str, lanes: int, choice: Choice, accelerate: bool,
+) -> FitResult:  # fmt: skip
+    # Starts are from filled rows, EM on what is known of them.
+    seen = data if known is None else known
+    local = None if prior is None else prior.into(frame)
     once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
     empty = blank(jax.tree.map(lambda a: a[0], models), seen, accelerate=accelerate)
 

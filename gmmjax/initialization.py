@@ -105,10 +105,12 @@ def _starters(
     """Functions from a key to a starting mixture, by name."""
     factor = overall(blocks)
     scaling, back = metric(factor, family) if coordinates is None else coordinates
-    # Distances only, whose precision is not critical; one copy of the data for all lanes.
-    seen = Blocks(linalg.dot(blocks.data, scaling.T), blocks.weights)
-    rows, weights = seen.rows(), blocks.weights.reshape(-1)
+    rows, weights = blocks.rows(), blocks.weights.reshape(-1)
+    chunks = blocks_.chunked(blocks)
     used = jnp.ones(k, bool) if n_used is None else jnp.arange(k) < n_used
+
+    def see(x: Array) -> Array:
+        return linalg.dot(x, scaling.T)
 
     def alike(weight: Array, means: Array, covariance: Array) -> GaussianMixture:
         """Components with one covariance. They are members of every family: no constraint differs."""
@@ -131,9 +133,12 @@ def _starters(
         return alike(jnp.maximum(share, 1e-3 / k), means, left)
 
     def seeds(key: Key[Array, ""]) -> Float[Array, "k d"]:
-        points = rows[kmeans_plus_plus(key, rows, weights, k)]
+        points = see(rows[kmeans_plus_plus(key, blocks, k, see)])
         # What is masked lies so far away that no row comes to it.
         return jnp.where(used[:, None], points, 1e6)
+
+    # A copy of the data, for the many passes of "k-means"; where that is not asked for, none is made.
+    seen = Blocks(see(blocks.data), blocks.weights)
 
     def by_kmeans(key: Key[Array, ""]) -> GaussianMixture:
         end = run_to_end(KMeans(seeds(key)), seen, tol=1e-4 * scale_of(seen), max_steps=50)
@@ -141,10 +146,14 @@ def _starters(
 
     def by_seeds(key: Key[Array, ""]) -> GaussianMixture:
         model = KMeans(seeds(key))
-        return within(expect(model, seen)[0], model.centers)
+
+        def one(x: Array, w: Array) -> tuple[Assignment, Array]:
+            return expect(model, Blocks(see(x), w))
+
+        return within(blocks_.total(one, chunks)[0], model.centers)
 
     def by_points(key: Key[Array, ""]) -> GaussianMixture:
-        points = blocks.rows()[random_points(key, weights, k)]
+        points = rows[random_points(key, weights, k)]
         return alike(jnp.ones(k, points.dtype), points, linalg.dot(factor, factor.T))
 
     def by_responsibilities(key: Key[Array, ""]) -> GaussianMixture:

@@ -272,7 +272,7 @@ def _kmeans(
 
     def seeds(one: Array) -> Array:
         if init == "k-means++":
-            return rows[kmeans_plus_plus(one, rows, row_weights, k)]
+            return rows[kmeans_plus_plus(one, data, k)]
         return rows[random_points(one, row_weights, k)]
 
     if start is None:

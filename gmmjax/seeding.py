@@ -5,45 +5,63 @@ a centre as in their implementation.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gmmjax.blocks import Blocks, chunked
 from gmmjax.typing import Array, Float, Int, Key
 
 
 def kmeans_plus_plus(
-    key: Key[Array, ""], x: Float[Array, "n d"], weights: Float[Array, "n"], k: int
+    key: Key[Array, ""], blocks: Blocks, k: int, see: Callable[[Array], Array] | None = None
 ) -> Int[Array, "k"]:
     """Indices of k rows: each drawn ∝ w·D², D the distance to the nearest chosen before.
 
     Of 2 + ⌊log k⌋ draws the one that leaves the least Σ w D² is kept. Rows of weight 0 are never
-    chosen. Where fewer than k distinct rows exist, the last ones are drawn ∝ w.
+    chosen. Where fewer than k distinct rows exist, the last ones are drawn ∝ w. Distances are between
+    rows as `see` shows them; they are taken chunk by chunk, so that no second copy of the data is held.
     """
     trials = 2 + int(math.log(k))
-    xt = x.T  # rows contiguous
+    rows, weights = blocks.rows(), blocks.weights.reshape(-1)
+    see = (lambda x: x) if see is None else see
+    chunks = chunked(blocks)
+    parts = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), chunks.data)
+    mass = chunks.weights.reshape(parts.shape[0], -1)
+    if len(parts) == 1:  # small: seen once, and not once a centre
+        parts, shown = see(parts), lambda x: x
+    else:
+        shown = see
 
-    def distance(index: Int[Array, "t"]) -> Float[Array, "t n"]:
-        # By differences, a coordinate at a time: never negative, and no [t, d, n] array.
-        points = x[index]
-        return sum(
-            (jnp.square(xt[a] - points[:, a, None]) for a in range(x.shape[1])),
-            jnp.zeros((index.shape[0], x.shape[0]), x.dtype),
-        )
+    def left(
+        nearest: Float[Array, "chunks r"], index: Int[Array, "t"]
+    ) -> Float[Array, "chunks t r"]:
+        """What each of the rows at `index` would leave of the squared distances."""
+        points = see(rows[index])
 
-    u = jax.random.uniform(key, (k, trials), x.dtype)  # all at once: each call compiles anew
+        def one(part: tuple[Array, Array]) -> Float[Array, "t r"]:
+            # By differences, a coordinate at a time: never negative, and no [t, d, r] array.
+            xt, near = shown(part[0]).T, part[1]
+            zero = jnp.zeros((len(index), len(near)), near.dtype)
+            squares = (jnp.square(xt[a] - points[:, a, None]) for a in range(xt.shape[0]))
+            return jnp.minimum(near, sum(squares, zero))
+
+        return lax.map(one, (parts, nearest))
+
+    u = jax.random.uniform(key, (k, trials), mass.dtype)  # all at once: each call compiles anew
     first = at_quantile(u[0, :1], weights)
-    nearest = distance(first)[0]
+    nearest = left(jnp.full_like(mass, jnp.inf), first)[:, 0]
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         chosen, nearest = carry
-        potential = weights * nearest
+        potential = weights * nearest.reshape(-1)
         potential = jnp.where(jnp.sum(potential) > 0, potential, weights)
         candidates = at_quantile(u[i], potential)
-        left = jnp.minimum(nearest, distance(candidates))
-        best = jnp.argmin(left @ weights)
-        return chosen.at[i].set(candidates[best]), left[best]
+        rest = left(nearest, candidates)
+        best = jnp.argmin(jnp.einsum("ctr,cr->t", rest, mass))
+        return chosen.at[i].set(candidates[best]), rest[:, best]
 
     chosen = jnp.zeros(k, jnp.int32).at[0].set(first[0])
     return lax.fori_loop(1, k, body, (chosen, nearest))[0]

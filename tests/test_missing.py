@@ -9,7 +9,7 @@ from scipy import stats
 import gmmjax
 from gmmjax import GaussianMixture, Prior, families, fit, missing, moments
 from gmmjax.em import expect
-from gmmjax.fit import _fit
+from gmmjax.fit import _search
 
 # Tolerances and step limits are traced, so that tests of one shape share a program.
 em = jax.jit(gmmjax.em)
@@ -281,11 +281,11 @@ def test_one_program_for_all_masks_and_tolerances():
     m = mixture()
     options = {"init": m, "missing": "marginalize", "max_steps": 4}
     x = sample(m, 120)
-    before = _fit._cache_size()
+    before = _search._cache_size()
     with_masks = fit(jax.random.key(0), holes(x, 0.4), 3, tol=0.0, **options)
     # Sixteen masks, one program; and another tolerance, floor and limit are no new one.
     fit(jax.random.key(1), holes(x, 0.4), 3, tol=1e-3, reg=1e-5, **options | {"max_steps": 2})
-    assert _fit._cache_size() == before + 1
+    assert _search._cache_size() == before + 1
     by_em = em(m, missing.mask(holes(x, 0.4)), tol=0.0, max_steps=4)
     np.testing.assert_allclose(with_masks.log_likelihood, by_em.log_likelihood, rtol=1e-5)
     np.testing.assert_allclose(with_masks.model.means, by_em.model.means, rtol=1e-3, atol=1e-3)

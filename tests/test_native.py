@@ -12,7 +12,7 @@ from problems import blobs, own_shape, rows, tolerance
 import gmmjax
 from gmmjax import expectation, families, native
 from gmmjax.backend import choose, choose_for_kmeans
-from gmmjax.fit import _fit as fit_program
+from gmmjax.fit import _search as fit_program
 from gmmjax.kmeans import KMeans
 
 FOLDER = Path(__file__).resolve().parents[1] / ".pytest_cache" / "native"
