@@ -44,15 +44,47 @@ def rows(x: ArrayLike, name: str = "x", *, finite: bool = True) -> Float[Array, 
         array = jnp.asarray(array, jax.dtypes.canonicalize_dtype(dtype))
     if array.dtype in (jnp.float16, jnp.bfloat16):
         array = array.astype(jnp.float32)
-    # By numpy: under `jit` jax.numpy would trace even an array whose values are known.
-    if finite and concrete(array) and not np.all(np.isfinite(np.asarray(array))):
-        bad = np.argwhere(~np.isfinite(np.asarray(array)))
-        i, j = bad[0]
-        raise ValueError(
-            f"{name}: expected finite numbers; got {np.asarray(array)[i, j]} at row {i}, column {j}, and "
-            f"{len(bad)} such in all. Drop those rows, or impute them."
-        )
+    if finite:
+        all_finite(array, name, remedy="Drop those rows, or impute them.")
     return array
+
+
+def points(
+    x: ArrayLike, d: int, dtype: Any, name: str = "x", *, finite: bool = True
+) -> Float[Array, "*batch d"]:
+    """Where a model of d features is to be evaluated: [..., d], finite. Integers become `dtype`."""
+    array = x if isinstance(x, jax.Array) else _numpy(x, name)
+    if array.ndim == 0 or array.shape[-1] != d:
+        raise ValueError(
+            f"{name}: expected shape [..., {d}], the model's features on the last axis; got "
+            f"{array.shape}."
+        )
+    with np.errstate(over="ignore"):
+        array = jnp.asarray(array, None if jnp.issubdtype(array.dtype, jnp.floating) else dtype)
+    if finite:
+        remedy = (
+            f"Drop those rows; a Gaussian mixture takes missing.mask({name}) with NaN for missing."
+        )
+        all_finite(array, name, remedy=remedy)
+    return array
+
+
+def all_finite(array: Array, name: str, *, remedy: str) -> None:
+    """No NaN and no infinity, where values can be looked at."""
+    if not concrete(array):
+        return
+    values = np.asarray(
+        array
+    )  # under `jit` jax.numpy would trace even an array whose values are known
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.argwhere(~finite)
+        *row, column = (int(i) for i in bad[0])
+        where = f"row {', '.join(map(str, row))}, column {column}" if row else f"column {column}"
+        raise ValueError(
+            f"{name}: expected finite numbers; got {values[tuple(bad[0])]} at {where}, and {len(bad)} "
+            f"such in all. {remedy}"
+        )
 
 
 def weights(w: ArrayLike | None, n: int, dtype: Any) -> Float[Array, "n"] | None:

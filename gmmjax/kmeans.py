@@ -55,21 +55,31 @@ class KMeans:
     centers: Float[Array, "k d"]
 
     def predict(self, x: ArrayLike) -> Int[Array, "n"]:
-        """The nearest centre of each row; the first of equals."""
+        """The nearest centre of each row; the first of equals.
+
+        Raises `ValueError`, as the other methods do, on another number of columns, and on NaN or
+        infinity outside `jit`.
+        """
         origin = jnp.mean(self.centers, axis=0)  # far from 0 the expanded square cancels
-        return _nearest(self.centers - origin, _floating(x, self.centers.dtype) - origin)
+        return _nearest(self.centers - origin, self._rows(x) - origin)
 
     def transform(self, x: ArrayLike) -> Float[Array, "n k"]:
         """Euclidean distance of each row to each centre, by differences."""
-        x = _floating(x, self.centers.dtype)
+        x = self._rows(x)
         squares = jax.lax.map(lambda c: jnp.sum((x - c) ** 2, axis=1), self.centers)
         return jnp.sqrt(squares.T)
 
     def inertia(self, x: ArrayLike, weights: ArrayLike | None = None) -> Float[Array, ""]:
         """Σ_i w_i min_j ‖x_i − μ_j‖², by differences: never negative."""
-        x = _floating(x, self.centers.dtype)
+        x = self._rows(x)
         rows = jnp.sum((x - self.centers[self.predict(x)]) ** 2, axis=1)
         return jnp.sum(rows if weights is None else rows * jnp.asarray(weights, rows.dtype))
+
+    def _rows(self, x: ArrayLike) -> Float[Array, "n d"]:
+        rows = checks.points(x, self.centers.shape[1], self.centers.dtype)
+        if rows.ndim != 2:
+            raise ValueError(f"x: expected shape [n, {self.centers.shape[1]}]; got {rows.shape}.")
+        return rows
 
     def localize(
         self, x: Float[Array, "n d"], weights: Float[Array, "n"] | None, prior: Any
@@ -285,8 +295,3 @@ def _kmeans(
         lanes=endings,
         choice=choice,
     )
-
-
-def _floating(x: ArrayLike, dtype: jnp.dtype) -> Array:
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)

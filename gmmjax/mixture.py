@@ -129,15 +129,18 @@ class GaussianMixture:
         `x` has shape [..., d]; many rows are taken in chunks, so memory stays O(chunk · k · d). Here and
         in the other densities it may be `Incomplete` rows (`missing.mask`), of which the known part
         counts, or `Uncertain` rows, of which the mean over their noise is taken.
+
+        Raises `ValueError` on another number of features, and on NaN or infinity; so do all methods
+        built on this one. Under `jit` values are not looked at, and NaN in a row is NaN in its density.
         """
         if isinstance(x, Incomplete):
             return incomplete.log_joint(self, x)
         d = self.n_features
         variance = None
         if isinstance(x, Uncertain):
-            variance = _rows(x.variance, d, self.means.dtype).reshape(-1, d)
+            variance = checks.points(x.variance, d, self.means.dtype, "variance").reshape(-1, d)
             x = x.x
-        x = _rows(x, d, self.means.dtype)
+        x = checks.points(x, d, self.means.dtype)
         flat = x.reshape(-1, d)
         chunk = max(1, _CHUNK // (self.n_components * d))
 
@@ -158,7 +161,7 @@ class GaussianMixture:
             return jnp.sum(self.log_prob(x))
         if isinstance(x, (Incomplete, Uncertain)):
             return jnp.sum(jnp.asarray(weights) * self.log_prob(x))
-        x = _rows(x, self.n_features, self.means.dtype)
+        x = checks.points(x, self.n_features, self.means.dtype, finite=False)
         weights = jnp.asarray(weights, x.dtype)
         # An absent row is absent even where its density overflows, in the gradient too: 0 · inf is
         # NaN, so the row itself is replaced.
@@ -373,15 +376,6 @@ def _log_weights(weight: Float[Array, "k"], prior: Prior | None) -> Float[Array,
     if prior is not None:
         weight = weight + (prior.concentration - 1)
     return jnp.log(weight) - jnp.log(jnp.sum(weight))
-
-
-def _rows(x: ArrayLike, d: int, dtype: jnp.dtype) -> Array:
-    x = jnp.asarray(x)
-    if x.ndim == 0 or x.shape[-1] != d:
-        raise ValueError(
-            f"x: expected shape [..., {d}], the mixture's features on the last axis; got {x.shape}."
-        )
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
 
 
 def _host(name: str, value: ArrayLike) -> np.ndarray:

@@ -49,6 +49,64 @@ def test_non_finite_data_under_jit_end_with_a_status_and_never_converged():
     assert np.all(np.asarray(fit.lanes.status) == Status.NONFINITE_INPUT)
 
 
+def evaluations():
+    """Every public method that reads rows of a fitted model."""
+    classes = gmmjax.classification.ClassConditionalMixture.create([0.5, 0.5], [FIRST, FIRST])
+    noisy = gmmjax.models.NoisyMixture.create(FIRST, 0.1, 3.0)
+    factors = gmmjax.models.FactorMixture.start(KEY, X, 2, 1)
+    centers = gmmjax.KMeans(FIRST.means)
+    for model in (FIRST, noisy, factors):
+        yield from (model.log_joint, model.log_prob, model.log_likelihood)
+        yield from (model.responsibilities, model.predict)
+    yield from (FIRST.log_certainty, FIRST.bic, FIRST.icl, FIRST.aic)
+    yield lambda x: FIRST.log_likelihood(x, np.ones(len(x)))
+    yield from (classes.log_joint, classes.log_prob, classes.log_posterior, classes.posterior)
+    yield from (classes.classify, lambda x: classes.log_prob(x, np.zeros(len(x), int)))
+    yield from (centers.predict, centers.transform, centers.inertia)
+    yield lambda x: gmmjax.classification.is_outlier(FIRST, x, -5.0)
+    yield lambda x: gmmjax.classification.empirical_threshold(FIRST, x, 0.1)
+    yield lambda x: gmmjax.classification.LabelledMixture(
+        FIRST, jnp.log(jnp.eye(3))
+    ).responsibilities(x, np.full(len(x), -1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_model_reads_no_row_that_is_not_finite(bad):
+    x = X[:10].copy()
+    x[7, 1] = bad
+    for read in evaluations():
+        with pytest.raises(
+            ValueError, match=r"x: expected finite numbers; got .* at row 7, column 1"
+        ):
+            read(x)
+        # Nor one of another width.
+        with pytest.raises(ValueError, match=r"x: expected shape|features"):
+            read(X[:10, :1])
+    with pytest.raises(ValueError, match=r"got .* at column 1"):
+        FIRST.log_prob(x[7])
+    with pytest.raises(ValueError, match="at row 1, 2, column 1"):
+        FIRST.predict(x.reshape(2, 5, 2))
+    with pytest.raises(ValueError, match=r"x: expected shape \[n, 2\]; got \(2,\)"):
+        gmmjax.KMeans(FIRST.means).predict(X[0])
+    with pytest.raises(ValueError, match="variance: expected finite"):
+        FIRST.log_prob(gmmjax.uncertain.Uncertain(X, x[7] + X))
+    # An absent row may hold anything; known parts of rows are said by a mask.
+    absent = np.arange(10) != 7
+    assert np.isfinite(FIRST.log_likelihood(x, absent))
+    if np.isnan(bad):
+        assert np.isfinite(FIRST.log_prob(gmmjax.missing.mask(x))).all()
+
+
+def test_under_jit_a_row_of_nan_has_a_density_of_nan():
+    x = jnp.asarray(X[:10], float).at[7, 1].set(jnp.nan)
+    bad = np.arange(10) == 7
+    np.testing.assert_array_equal(np.isnan(jax.jit(FIRST.log_prob)(x)), bad)
+    np.testing.assert_array_equal(np.isnan(jax.jit(FIRST.responsibilities)(x)).all(axis=1), bad)
+    np.testing.assert_array_equal(
+        np.isnan(jax.jit(gmmjax.KMeans(FIRST.means).transform)(x)).all(axis=1), bad
+    )
+
+
 def test_em_on_nan_is_not_converged_and_keeps_the_model():
     x = jnp.asarray(X, float).at[0, 0].set(jnp.nan)
     result = gmmjax.em(FIRST, x)

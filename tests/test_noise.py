@@ -109,6 +109,26 @@ def test_a_fit_finds_the_clusters_and_the_noise():
     assert result.message
 
 
+def test_outliers_with_the_noise_component_fitted():
+    """By the component itself, and by a density threshold on the mixture that it leaves clean."""
+    model = fit().model
+    rng = np.random.default_rng(1)
+    clean = np.array([[-4.0, 0.0], [4.0, 2.0]])[rng.integers(0, K, 4000)]
+    clean = clean + 0.6 * rng.normal(size=(4000, D))
+    far = rng.uniform(-10, 10, (4000, D))
+    far = far[np.min(np.linalg.norm(far[:, None] - model.mixture.means, axis=2), axis=1) > 3]
+    assert np.mean(np.asarray(model.predict(clean)) == -1) < 0.03
+    assert np.mean(np.asarray(model.predict(far)) == -1) > 0.999
+    rate = 0.02
+    threshold = gmmjax.classification.sampled_threshold(KEY, model.mixture, rate)
+    draws, _ = model.mixture.sample(jax.random.key(1), 20_000)
+    alarms = np.mean(gmmjax.classification.is_outlier(model.mixture, draws, threshold))
+    assert abs(alarms - rate) < 5 * np.sqrt(rate * (1 - rate) / 20_000)
+    # The clusters are known to their standard errors only: 120 rows each.
+    assert np.mean(gmmjax.classification.is_outlier(model.mixture, clean, threshold)) < 2 * rate
+    assert np.all(gmmjax.classification.is_outlier(model.mixture, far, threshold))
+
+
 @pytest.mark.parametrize("prior", [None, Prior.default(X, K, "full")], ids=["ML", "MAP"])
 def test_without_noise_it_is_the_mixture(prior):
     """φ₀ = 0 stays 0, and everything else is as without a noise component."""

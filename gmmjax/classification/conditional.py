@@ -82,8 +82,12 @@ class ClassConditionalMixture:
     # --- density and posterior --------------------------------------------------------------------
 
     def log_joint(self, x: ArrayLike) -> Float[Array, "*batch c"]:
-        """log p(x, y) = log π_y + log p(x | y) for every class, in nats; x is [..., d]."""
-        return _log_densities(self.densities, _array(x)) + self.log_priors
+        """log p(x, y) = log π_y + log p(x | y) for every class, in nats; x is [..., d].
+
+        Raises `ValueError` on another number of features, and outside `jit` on NaN or infinity; so do
+        all methods that take x.
+        """
+        return _log_densities(self.densities, self._points(x)) + self.log_priors
 
     def log_prob(self, x: ArrayLike, y: ArrayLike | None = None) -> Float[Array, "*batch"]:
         """log p(x | y) in nats for the class y of each row, or log p(x) without y.
@@ -92,7 +96,7 @@ class ClassConditionalMixture:
         """
         if y is None:
             return jax.nn.logsumexp(self.log_joint(x), axis=-1)
-        each = _log_densities(self.densities, _array(x))
+        each = _log_densities(self.densities, self._points(x))
         y = jnp.broadcast_to(self._classes(y), each.shape[:-1])
         return jnp.take_along_axis(each, y[..., None], axis=-1)[..., 0]
 
@@ -142,6 +146,10 @@ class ClassConditionalMixture:
             "full",
         )
 
+    def _points(self, x: ArrayLike) -> Float[Array, "*batch d"]:
+        d = getattr(self.densities[0], "n_features", np.shape(x)[-1])
+        return checks.points(x, d, self.log_priors.dtype)
+
     def _classes(self, y: ArrayLike) -> Int[Array, "..."]:
         labels = y if isinstance(y, jax.Array) else np.asarray(y)
         if not np.issubdtype(labels.dtype, np.integer):
@@ -153,10 +161,6 @@ class ClassConditionalMixture:
                     f"y: expected classes from 0 to {self.n_classes - 1}; got {low} to {high}."
                 )
         return jnp.asarray(labels, jnp.int32)
-
-
-def _array(x: ArrayLike) -> Array:
-    return x if isinstance(x, jax.Array) else jnp.asarray(np.asarray(x))
 
 
 @jax.jit

@@ -209,10 +209,8 @@ class FactorMixture:
 
     def log_joint(self, x: ArrayLike) -> Float[Array, "*batch k"]:
         """log p(x, z = j) in nats, for x of shape [..., d]; many rows are taken in chunks."""
-        x = jnp.asarray(x)
         d, k = self.n_features, self.n_components
-        if x.ndim == 0 or x.shape[-1] != d:
-            raise ValueError(f"x: expected shape [..., {d}], the model's features; got {x.shape}.")
+        x = checks.points(x, d, self.means.dtype)
         flat = x.reshape(-1, d).astype(self.means.dtype)
         prepared = self.prepare()
         chunks = split(flat, block=max(1, _CHUNK // d)).data
