@@ -9,9 +9,11 @@ by the E-step that a cycle begins with, so a cycle costs two E-steps and not thr
 Statistics and not parameters, because the M-step makes valid parameters of them: weights sum to 1 and
 a covariance family keeps its constraint without coordinates of its own. Statistics that are not
 linear, as sums about different points are not, bring `coordinates(self) -> tree` and
-`at(self, coordinates) -> statistics`; without, the leaves themselves are extrapolated.
+`at(self, coordinates) -> statistics`; without, the leaves themselves are extrapolated. Where the M-step
+depends on the model as well (factor analysers), the iterate is the model in coordinates of its own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,25 +48,31 @@ class Memory:
 class Trial:
     """What the next M-step is made from."""
 
-    moments: Any
+    point: Any  # statistics or a model, as the iterate is
     coordinates: Any
     extrapolated: Bool[Array, ""]
     step: Float[Array, ""]  # a
 
 
-def blank(moments: Any, objective: Float[Array, ""]) -> Memory:
+def blank(iterate: Any, objective: Float[Array, ""]) -> Memory:
     """A memory of the right shapes that holds nothing yet."""
-    here = _coordinates(moments)
+    here = _coordinates(iterate)
     reach = jnp.full((), FIRST_REACH, objective.dtype)
     return Memory(here, here, jnp.asarray(0, jnp.int32), reach, jnp.full_like(objective, -jnp.inf))
 
 
-def propose(memory: Memory, moments: Any, change: Float[Array, ""]) -> Trial:
+def propose(
+    memory: Memory,
+    iterate: Any,
+    change: Float[Array, ""],
+    at: Callable[[Any], Any] | None = None,
+) -> Trial:
     """The extrapolated point where a cycle is complete, else the point that EM itself comes to.
 
-    `change` is the last one of the objective, per unit of weight.
+    `change` is the last one of the objective, per unit of weight. `at` makes an iterate of coordinates;
+    without, the iterate's own method does, or the coordinates are the iterate.
     """
-    here = _coordinates(moments)
+    here = _coordinates(iterate)
     r = jax.tree.map(jnp.subtract, memory.latest, memory.earlier)
     v = jax.tree.map(lambda u2, u1, r: u2 - u1 - r, here, memory.latest, r)
     squares, curvature = _square(r), _square(v)
@@ -75,8 +83,10 @@ def propose(memory: Memory, moments: Any, change: Float[Array, ""]) -> Trial:
         lambda u2, u0, r, v: jnp.where(ready, u0 + 2 * step * r + step**2 * v, u2),
         here, memory.earlier, r, v,
     )  # fmt: skip
-    far = moments.at(point) if hasattr(moments, "coordinates") else point
-    source = jax.tree.map(lambda a, b: jnp.where(ready, a, b), far, moments)
+    if at is None and hasattr(iterate, "coordinates"):
+        at = iterate.at
+    far = point if at is None else at(point)
+    source = jax.tree.map(lambda a, b: jnp.where(ready, a, b), far, iterate)
     return Trial(source, point, ready, step)
 
 
@@ -106,8 +116,8 @@ def learn(
     )
 
 
-def _coordinates(moments: Any) -> Any:
-    return moments.coordinates() if hasattr(moments, "coordinates") else moments
+def _coordinates(iterate: Any) -> Any:
+    return iterate.coordinates() if hasattr(iterate, "coordinates") else iterate
 
 
 def _square(tree: Any) -> Float[Array, ""]:

@@ -11,6 +11,9 @@
   ships, so that results compare; its row 104 (the first is 1) is known to be wrong there.
 
 The numbers are those of R 4.2 and mclust 6.0.0.
+
+`load_mnist` and `load_fashion_mnist` read IDX files from a folder (see `gmmjax.idx`), which do not ship and
+which nothing here fetches.
 """
 
 import csv
@@ -19,6 +22,18 @@ from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
+
+from gmmjax.idx import load_fashion_mnist, load_mnist
+
+__all__ = [
+    "Dataset",
+    "load",
+    "load_diabetes",
+    "load_faithful",
+    "load_fashion_mnist",
+    "load_iris",
+    "load_mnist",
+]
 
 
 @dataclass(frozen=True)

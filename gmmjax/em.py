@@ -32,7 +32,9 @@ class LatentVariableModel(Protocol):
     `collect(self, blocks)`, a way of its own to add `expect` up;
     `localize(self, data, weights, prior) -> (model, data, prior, restore)`, coordinates in which its
     sums do not cancel, and the way back for an `EMResult`; and `log_prior(self, prior)`, in nats, where it
-    takes a prior. `elbo` needs `log_joint(self, data)`.
+    takes a prior. `elbo` needs `log_joint(self, data)`. A model whose M-step depends on the model
+    itself, not on the moments alone, brings `coordinates(self)`, unconstrained, and `at(self, coordinates,
+    moments, reg) -> model`, within the bounds of its M-step: acceleration then extrapolates these.
     """
 
     def expect(self, data: Any, weights: Float[Array, "n"], /) -> tuple[Any, Float[Array, ""]]:
@@ -126,7 +128,7 @@ def blank(model: Model, blocks: Blocks, *, accelerate: bool = False) -> EMState[
         n_steps=jnp.asarray(0, jnp.int32),
         status=jnp.asarray(Status.CONVERGED, jnp.int32),
         warning=jnp.asarray(Status.CONVERGED, jnp.int32),
-        memory=acceleration.blank(moments, zero) if accelerate else None,
+        memory=acceleration.blank(_iterate(model, moments), zero) if accelerate else None,
     )
 
 
@@ -231,16 +233,24 @@ def turn(
     A state with a memory (`blank`) takes accelerated steps.
     """
 
-    def proposed(state: EMState[Model], start: Model, fresh: Array, moments: Any) -> EMState[Model]:
-        model, warning = state.model.maximize(moments, prior=prior, reg=reg)
-        return enter(state, _where(fresh, start, model), warning, fresh, blocks, prior=prior)
+    def maximized(state: EMState[Model], moments: Any) -> tuple[Model, ArrayLike]:
+        return state.model.maximize(moments, prior=prior, reg=reg)
 
     def once(state: EMState[Model], start: Model, fresh: Array) -> EMState[Model]:
+        trial = None
         if state.memory is None:
-            after = proposed(state, start, fresh, state.moments)
+            model, warning = maximized(state, state.moments)
+        elif _iterates_itself(state.model):
+            model, warning = maximized(state, state.moments)
+            own: Any = state.model
+            at = partial(own.at, moments=state.moments, reg=reg)
+            trial = acceleration.propose(state.memory, model, state.change, at)
+            model = trial.point
         else:
             trial = acceleration.propose(state.memory, state.moments, state.change)
-            after = proposed(state, start, fresh, trial.moments)
+            model, warning = maximized(state, trial.point)
+        after = enter(state, _where(fresh, start, model), warning, fresh, blocks, prior=prior)
+        if trial is not None:
             after = _judged(state, after, trial, fresh, blocks)
         return terminate(after, blocks, tol=tol, max_steps=max_steps)
 
@@ -417,6 +427,15 @@ def elbo(
 
 def _same(result: EMResult[Model]) -> EMResult[Model]:
     return result
+
+
+def _iterates_itself(model: Any) -> bool:
+    return hasattr(model, "coordinates")
+
+
+def _iterate(model: Any, moments: Any) -> Any:
+    """What `acceleration` extrapolates."""
+    return model if _iterates_itself(model) else moments
 
 
 def _objective(model: Any, log_likelihood: Array, prior: Any) -> Array:

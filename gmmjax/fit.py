@@ -73,7 +73,7 @@ def fit(
       large. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
-      "mixed" starts a sixth of the lanes from k-means++ seeds and a third from random points; the other
+      "mixed" starts a third of the lanes from k-means++ seeds and a sixth from random points; the other
       half, in three rounds, from the best so far with one component moved to a random row.
     - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
     - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).

@@ -208,8 +208,17 @@ class GaussianMixture:
 
     def sample_given(self, key: Key[Array, ""], z: Int[Array, "n"]) -> Float[Array, "n d"]:
         """One draw of x | z for each given component."""
-        noise = jax.random.normal(key, (z.shape[0], self.n_features), self.means.dtype)
-        return self.means[z] + self.factors.color(noise, z)
+        d = self.n_features
+        noise = jax.random.normal(key, (z.shape[0], d), self.means.dtype)
+
+        def draw(rows: tuple[Array, Array]) -> Array:
+            noise, z = rows
+            return self.means[z] + self.factors.color(noise, z)
+
+        # A factor is gathered for each row: of 784 pixels those of 5,000 rows are 12 GB.
+        chunk = max(1, 16 * _CHUNK // d**2)
+        rows = (noise, z)
+        return draw(rows) if len(noise) <= chunk else incomplete.by_blocks(draw, rows, chunk)
 
     def sample_component(self, key: Key[Array, ""], c: ArrayLike, n: int) -> Float[Array, "n d"]:
         """n draws from component c, an integer from 0 to k − 1."""
@@ -306,7 +315,10 @@ class GaussianMixture:
         unknown = empty if prior is None else jnp.zeros_like(empty)
         count = family.count(sums.weight, None if prior is None else prior.dof, d)
         count = jnp.where(unknown, 0.0 if family.shared else 1.0, count)
-        factors, floored = family.maximize(posterior.scatter, count, floor, k)
+        # From where the last step ended: near the end of EM the inner iteration has little left to do,
+        # and ends no lower whatever its limits.
+        options: dict = {"start": self.factors} if family.iterative else {}
+        factors, floored = family.maximize(posterior.scatter, count, floor, k, **options)
         if not family.shared:
             factors = jax.tree.map(
                 lambda new, old: jnp.where(unknown.reshape(k, *[1] * (new.ndim - 1)), old, new),

@@ -1,5 +1,6 @@
 """SQUAREM: fewer steps to the same limit, never downhill, for any model, under vmap and in lanes."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from problems import blobs, start
 from test_driver import PoissonMixture
 
 import gmmjax
-from gmmjax import Status, acceleration
+from gmmjax import Status, acceleration, models
 from gmmjax.blocks import split
 from gmmjax.em import blank, turn
 
@@ -108,13 +109,13 @@ def test_a_model_that_is_no_gaussian():
 
 def test_lanes_under_vmap_are_those_of_single_runs():
     x = blobs(2, 120, 2, 2, spread=1.0)
-    models = [start(seed, x, 2, "diag") for seed in range(3)]
+    starts = [start(seed, x, 2, "diag") for seed in range(3)]
 
     def fit(model):
         return gmmjax.em(model, x, tol=1e-10, max_steps=3000, accelerate=True)
 
-    many = jax.vmap(fit)(jax.tree.map(lambda *a: jnp.stack(a), *models))
-    alone = [fit(model) for model in models]
+    many = jax.vmap(fit)(jax.tree.map(lambda *a: jnp.stack(a), *starts))
+    alone = [fit(model) for model in starts]
     assert len({int(end.n_steps) for end in alone}) > 1
     np.testing.assert_allclose(
         many.log_likelihood, [float(end.log_likelihood) for end in alone], rtol=1e-9
@@ -135,6 +136,36 @@ def test_most_lanes_end_where_plain_em_does():
     assert np.sum(ends[1].n_steps) < np.sum(ends[0].n_steps) / 1.5
 
 
+def slow_noise() -> tuple[np.ndarray, Callable]:
+    """Two clusters close together in a bed of noise, from one start."""
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-6, 8, size=(300, 2))
+    near = rng.normal(size=(1500, 2)) + np.array([2.0, 0.0])
+    x = np.concatenate([rng.normal(size=(1500, 2)), near, noise])
+    labels = np.r_[np.zeros(1500, int), np.ones(1500, int), -np.ones(300, int)]
+    return x, partial(models.fit_noise, jax.random.key(0), x, 2, init=labels)
+
+
+def slow_factors() -> tuple[np.ndarray, Callable]:
+    """Two factor analysers of three factors in ten columns."""
+    rng = np.random.default_rng(0)
+    u, loadings = rng.normal(size=(2, 400, 3)), rng.normal(size=(2, 3, 10))
+    x = (u @ loadings + rng.normal(size=(2, 400, 10)) + [[[0.0]], [[1.0]]]).reshape(800, 10)
+    return x, partial(models.fit_factors, jax.random.key(0), x, 2, 3, restarts=1)
+
+
+@pytest.mark.parametrize(("problem", "share"), [(slow_noise, 3), (slow_factors, 2)])
+def test_noise_and_factors_take_fewer_steps_to_the_same_limit(problem, share):
+    x, fit = problem()
+    plain, fast = (
+        fit(tol=1e-12, max_steps=5000, accelerate=accelerate) for accelerate in (False, True)
+    )
+    assert int(fast.status) == int(plain.status) == Status.CONVERGED
+    assert float(fast.log_likelihood) > float(plain.log_likelihood) - 1e-5
+    assert int(fast.n_steps) < int(plain.n_steps) / share
+    np.testing.assert_allclose(fast.model.log_prob(x), plain.model.log_prob(x), atol=1e-3)
+
+
 def test_the_first_trial_is_the_formula_of_s3():
     """On x ↦ diag(ρ) x: r = (ρ − 1) x, v = (ρ − 1)² x, and the trial x + 2a r + a² v."""
     rho, x = jnp.array([0.5, 0.8]), jnp.array([1.0, 2.0])
@@ -148,4 +179,4 @@ def test_the_first_trial_is_the_formula_of_s3():
     r, v = (rho - 1) * x, (rho - 1) ** 2 * x
     a = jnp.minimum(jnp.linalg.norm(r) / jnp.linalg.norm(v), acceleration.FIRST_REACH)
     assert bool(trial.extrapolated)
-    np.testing.assert_allclose(trial.moments, x + 2 * a * r + a**2 * v, rtol=1e-12)
+    np.testing.assert_allclose(trial.point, x + 2 * a * r + a**2 * v, rtol=1e-12)

@@ -11,7 +11,9 @@ from scipy.optimize import minimize
 
 import gmmjax
 from gmmjax import families
-from gmmjax.families.common_axes import EVE, VVE
+from gmmjax.blocks import Blocks
+from gmmjax.em import blank, turn
+from gmmjax.initialization import labelled
 from gmmjax.moments import Second
 
 K, D = 3, 3
@@ -135,19 +137,91 @@ def test_a_wider_family_has_a_better_m_step(narrow, wide):
     assert families.get(wide).n_parameters(K, D) > families.get(narrow).n_parameters(K, D)
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("family", [EVE, VVE])
-def test_from_a_given_start_common_axes_end_no_worse(family):
+@pytest.mark.parametrize("model", ["VEI", "VEE", "EVE", "VVE", "VEV"])
+def test_from_a_given_start_the_inner_iteration_ends_no_worse(model):
     """Even where the axes that the scatters suggest lead to another, lower optimum."""
-    k, d = 4, 6
-    step = jax.jit(lambda w, n, start: family.maximize(w, n, jnp.zeros(d), k, start)[0])
-    for seed in range(20):
-        scatter, count = scatters(seed, k, d)
-        near = scatter + scatters(seed + 100, k, d)[0] * 0.05
-        start = step(jnp.asarray(near), jnp.asarray(count), None)
-        before = cost(np.asarray(start.dense(k, d)), scatter, count)
-        after = step(jnp.asarray(scatter), jnp.asarray(count), start)
-        assert cost(np.asarray(after.dense(k, d)), scatter, count) <= before + 1e-9 * abs(before)
+    k, d, family = 4, 6, families.get(model)
+    zero = jnp.zeros(d)
+    step = jax.jit(
+        jax.vmap(lambda w, n, start: family.maximize(w, n, zero, k, start=start)[0]),
+    )
+    pairs = [(scatters(seed, k, d), scatters(seed + 100, k, d)[0]) for seed in range(20)]
+    scatter = np.stack([w for (w, _), _ in pairs])
+    count = jnp.asarray(np.stack([n for (_, n), _ in pairs]), float)
+    near = scatter + 0.05 * np.stack([other for _, other in pairs])
+
+    def shaped(w):
+        return jax.vmap(lambda w: in_kind(w, family.second))(jnp.asarray(w, float))
+
+    start = step(shaped(near), count, None)
+    after = step(shaped(scatter), count, start)
+    dense = jax.vmap(lambda c: c.dense(k, d))
+    rounding = 1e-9 if jax.config.jax_enable_x64 else 1e-5
+    costs = [
+        [
+            cost(np.asarray(c, float), w, n)
+            for c, w, n in zip(m, scatter, np.asarray(count), strict=True)
+        ]
+        for m in (dense(start), dense(after))
+    ]
+    before, now = np.array(costs)
+    assert np.all(now <= before + rounding * np.abs(before))
+    assert np.mean(now < before - 1e-4 * np.abs(before)) > 0.5  # there was something to gain
+
+
+def disagreeing(seed: int, d: int, k: int = 3, n: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of components with axes drawn at random for each, and labels that say nothing of them."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        rng.normal(size=(n // k, d)) * np.exp(rng.normal(size=d)) @ np.linalg.qr(
+            rng.normal(size=(d, d))
+        )[0].T + rng.normal(size=d)
+        for _ in range(k)
+    ]  # fmt: skip
+    x = np.concatenate(rows)
+    return x - x.mean(axis=0), rng.integers(0, k, n)
+
+
+@partial(jax.jit, static_argnames=("model", "steps"))
+def _paths(model, x, y, steps):
+    """Log-likelihoods of plain EM, step by step, from the labels of each lane."""
+
+    def path(x, y):
+        weights = jnp.ones((1, len(x)), x.dtype)
+        start = labelled(Blocks((x[None], y[None]), weights), 3, model, None, 1e-7)
+        once = turn(Blocks(x[None], weights), reg=1e-7, tol=0.0, max_steps=10_000)
+
+        def body(state, _):
+            state = once(state, start, state.n_steps < 0)
+            return state, state.log_likelihood
+
+        first = once(blank(start, Blocks(x[None], weights)), start, jnp.asarray(True))
+        values = jax.lax.scan(body, first, None, length=steps)[1]
+        return jnp.concatenate([first.log_likelihood[None], values])
+
+    return jax.vmap(path)(x, y)
+
+
+@pytest.mark.parametrize(
+    ("model", "d"),
+    [
+        pytest.param(model, d, marks=() if d == 3 else pytest.mark.slow)
+        for d in (3, 5, 8)
+        for model in ("VEI", "VEE", "EVE", "VVE", "VEV")
+    ],
+)
+def test_the_inner_iterations_never_lower_the_likelihood(model, d):
+    """In 8 dimensions EVE, when no M-step knew where the last had ended, fell by 0.19 nats."""
+    if d == 8 and model in ("EVE", "VVE") and not jax.config.jax_enable_x64:
+        pytest.skip("float32 does not hold the axes of such covariances (docs/families.md)")
+    lanes, steps = (60, 60) if d == 8 else (24, 40)
+    data = [disagreeing(seed, d) for seed in range(lanes)]
+    x, y = (jnp.asarray(np.stack(a)) for a in zip(*data, strict=True))
+    paths = np.asarray(_paths(model, x.astype(float), y, steps), float)
+    assert np.all(np.isfinite(paths))
+    assert np.all(paths[:, -1] > paths[:, 0] + 1)
+    rounding = 1e-12 if jax.config.jax_enable_x64 else 2e-5
+    assert np.min(np.diff(paths, axis=1)) > -rounding * np.max(np.abs(paths))
 
 
 # ---- the floor ----

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import gmmjax
+from benchmarks import generate_digits
 from gmmjax import GaussianMixture, metrics
 from gmmjax.generation import PrincipalAxes, tile
 from gmmjax.metrics.generation import nearest_distance
@@ -193,6 +194,23 @@ def test_scores_tell_good_from_bad_generators():
     assert wrong.recognised < 0.1
     assert wrong.useful < 0.1
     assert wrong.frechet < 0.2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_digits_in_small(tmp_path, capsys):
+    """Table and pictures; a normal a class beats the mean picture and is recognised."""
+    table = generate_digits.main(["--quick", "--out", str(tmp_path)])
+    scores = table["a normal a class"]
+    plain = table["the mean picture"]["RMSE, lower half"]
+    assert 0.5 < scores["useful"] <= scores["real, for both"]
+    assert scores["recognised"] > 0.7
+    assert scores["RMSE, lower half"] < plain
+    assert 0 < scores["bits a pixel"] < np.log2(17)
+    text = (tmp_path / "scores.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    assert "600 training and 597 held-out pictures" in text
+    for name in ("samples", "lower_half", "restored"):
+        assert (tmp_path / f"{name}_a_normal_a_class.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_bad_input_of_scores():

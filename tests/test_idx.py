@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gmmjax import idx
-from gmmjax.idx import IDXFileError, load_fashion_mnist, load_mnist, read_idx
+from gmmjax.datasets import load_fashion_mnist, load_mnist
+from gmmjax.idx import IDXFileError, read_idx
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

@@ -100,6 +100,23 @@ def test_kmeans_whole_weights_are_repetition():
     )
 
 
+def test_draws_in_many_features_take_no_factor_a_row():
+    """By chunks of rows; the draws are those of the formula, whatever the chunk."""
+    d, n = 300, 700  # more rows than a chunk holds
+    rng = np.random.default_rng(0)
+    root = np.tril(rng.normal(size=(2, d, d)) / d) + np.eye(d)
+    m = gmmjax.GaussianMixture.create(
+        [0.5, 0.5], rng.normal(size=(2, d)), root @ root.transpose(0, 2, 1)
+    )
+    z = jnp.asarray(np.arange(n) % 2)
+    draw = jax.jit(m.sample_given).lower(jax.random.key(0), z).compile()
+    assert draw.memory_analysis().temp_size_in_bytes < n * d * d * m.means.dtype.itemsize / 2
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (n, d), m.means.dtype))
+    factors = np.asarray(m.factors.scale_tril)[np.asarray(z)]
+    expected = np.asarray(m.means)[z] + np.einsum("nab,nb->na", factors, noise)
+    np.testing.assert_allclose(m.sample_given(jax.random.key(0), z), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_kmeans_says_what_it_returns():
     x = rows(blobs(4, 300, 2, 5))
     result = gmmjax.kmeans(jax.random.key(0), x, 5, restarts=8)

@@ -59,7 +59,9 @@ def test_the_volume_is_hypvol():
 def test_the_limit_from_given_labels_is_that_of_mclust(model):
     x, noise = chevron()
     labels = np.where(noise, -1, np.where(x[:, 0] > 75, 1, 0))
-    ours = fit(2, model, init=labels, tol=1e-13, max_steps=5000, reg=0.0)
+    # Plain EM, as theirs. SQUAREM ends 4e-10 nats higher: mclust's figures stop a little short.
+    plain = {"tol": 1e-13, "max_steps": 5000, "accelerate": False}
+    ours = fit(2, model, init=labels, reg=0.0, **plain)
     theirs = figures("noise_chevron")["from_labels"][model]
     assert float(ours.log_likelihood) >= theirs["loglik"] - 1e-7  # they are given to 12 digits
     if model == "VVE":  # mclust's M-step is not one there (see FAMILIES.md)

@@ -11,7 +11,8 @@ volumes differ, and its log-likelihood falls along the way (iris from the class 
 after 5 steps, −215.241 in the limit). Here it never falls, and ends higher.
 
 The objective has several local optima in D where the components' own axes differ widely. The M-step
-starts from the axes of the pooled scatter and from those of each component's, and keeps the best.
+starts from the axes of the pooled scatter, from those of each component's and, in EM, from those that it
+had, and keeps the best: so it never ends lower than it begins.
 """
 
 import math
@@ -59,11 +60,13 @@ def common_axes(
     tol = 16 * jnp.finfo(scatter.dtype).eps * jnp.sum(count)
     used = (count > 0)[:, None]
 
-    def turn(axes: Array, turned: Array) -> tuple[Array, Array, Array, Array]:
-        spread = jnp.maximum(jnp.diagonal(turned, axis1=-2, axis2=-1), 0.0)
+    def valued(spread: Array) -> tuple[Array, Array]:
         s = variances(spread, count, floor)
         value = jnp.sum(jnp.where(used, count[:, None] * jnp.log(s) + spread / s, 0.0))
-        value = jnp.where(jnp.isnan(value), jnp.inf, value)
+        return s, jnp.where(jnp.isnan(value), jnp.inf, value)
+
+    def turn(axes: Array, turned: Array) -> tuple[Array, Array, Array, Array]:
+        s, value = valued(jnp.maximum(jnp.diagonal(turned, axis1=-2, axis2=-1), 0.0))
         return *sweep(axes, turned, jnp.where(used, 1.0 / s, 0.0)), value
 
     def body(carry: tuple) -> tuple:
@@ -83,46 +86,49 @@ def common_axes(
     turned = linalg.einsum("cap,kab,cbq->ckpq", candidates, scatter, candidates)
     inf = jnp.full(candidates.shape[0], jnp.inf, scatter.dtype)
     start = (candidates, turned, inf, inf, inf, jnp.asarray(0))
-    axes, _, _, _, values, _ = lax.while_loop(going, body, start)
-    return _orthonormal(axes[jnp.argmin(values)])
+    axes = lax.while_loop(going, body, start)[0]
+    # From the scatter itself, and the last candidate as it came too: in float32 many turns leave
+    # rounding in `turned` that decides which is best.
+    ends = jnp.concatenate([_orthonormal(axes), candidates[-1:]])
+    values = jax.vmap(lambda axes: valued(along(axes, scatter))[1])(ends)
+    return ends[jnp.argmin(values)]
 
 
-def own_axes(scatter: Float[Array, "k d d"], count: Float[Array, "k"]) -> Float[Array, "c d d"]:
-    """The principal axes of the pooled scatter, and of each component's."""
+def candidate_axes(
+    scatter: Float[Array, "k d d"], count: Float[Array, "k"], start: Full | None = None
+) -> Float[Array, "c d d"]:
+    """The principal axes of the pooled scatter, of each component's, and those of `start`."""
     filled, _ = share(jnp.where(jnp.isfinite(scatter), scatter, 0.0), count)
     pooled = jnp.sum(jnp.where((count > 0)[:, None, None], filled, 0.0), axis=0)
-    return principal_axes(jnp.concatenate([pooled[None], filled]))[1]
-
-
-def _orthonormal(axes: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """One step of Newton and Schulz, which takes back the rounding of many products."""
-    gram = linalg.dot(axes.T, axes)
-    return linalg.dot(axes, 1.5 * jnp.eye(axes.shape[-1], dtype=axes.dtype) - 0.5 * gram)
-
-
-def axes_of(covariance: Full) -> Float[Array, "d d"]:
-    """The axes that the matrices of a member of these families have in common."""
-    k = covariance.scale_tril.shape[0]
-    dense = linalg.dot(covariance.scale_tril, jnp.swapaxes(covariance.scale_tril, -1, -2))
+    given = jnp.concatenate([pooled[None], filled])
+    if start is None:
+        return principal_axes(given)[1]
+    dense = linalg.dot(start.scale_tril, jnp.swapaxes(start.scale_tril, -1, -2))
     dense = dense / jnp.trace(dense, axis1=-2, axis2=-1)[:, None, None]
+    dense = jnp.where(jnp.isfinite(dense), dense, 0.0)
     # Unequal weights, so that the sum has equal eigenvalues only where all the matrices do.
-    weights = 1.0 + jnp.arange(k, dtype=dense.dtype) * ((math.sqrt(5) - 1) / 2) % 1
-    axes = principal_axes(jnp.sum(weights[:, None, None] * dense, axis=0)[None])[1][0]
-    turned = linalg.einsum("ap,kab,bq->kpq", axes, dense, axes)
+    weights = 1.0 + jnp.arange(len(dense), dtype=dense.dtype) * ((math.sqrt(5) - 1) / 2) % 1
+    mixed = jnp.sum(weights[:, None, None] * dense, axis=0)
+    axes = principal_axes(jnp.concatenate([given, mixed[None]]))[1]
+    # Close eigenvalues of the sum leave axes to rounding that the matrices by themselves do not.
+    turned = linalg.einsum("ap,kab,bq->kpq", axes[-1], dense, axes[-1])
     spread = jnp.diagonal(turned, axis1=-2, axis2=-1)
-    return sweep(axes, turned, 1.0 / jnp.maximum(spread, jnp.finfo(axes.dtype).tiny))[0]
+    polished = sweep(axes[-1], turned, 1.0 / jnp.maximum(spread, jnp.finfo(axes.dtype).tiny))[0]
+    return jnp.concatenate([axes[:-1], polished[None]])
+
+
+def _orthonormal(axes: Float[Array, "c d d"]) -> Float[Array, "c d d"]:
+    """One step of Newton and Schulz, which takes back the rounding of many products."""
+    gram = linalg.dot(jnp.swapaxes(axes, -1, -2), axes)
+    return linalg.dot(axes, 1.5 * jnp.eye(axes.shape[-1], dtype=axes.dtype) - 0.5 * gram)
 
 
 def _maximize(variances: Variances) -> Callable:
     def maximize(
         scatter: Array, count: Array, floor: Array, k: int, start: Full | None = None
     ) -> tuple[Full, Array]:
-        """`start` is a member of the family; the result is no worse than it."""
         lowest = jnp.mean(floor, keepdims=True)
-        candidates = own_axes(scatter, count)
-        if start is not None:
-            candidates = jnp.concatenate([candidates[:1], axes_of(start)[None]])
-        axes = common_axes(scatter, count, lowest, variances, candidates)
+        axes = common_axes(scatter, count, lowest, variances, candidate_axes(scatter, count, start))
         s = supported(variances(along(axes, scatter), count, lowest), lowest)
         return assemble(axes[None], s), on_floor(s, lowest)
 
@@ -145,6 +151,7 @@ EVE = Family(
     n_parameters=lambda k, d: 1 + k * (d - 1) + d * (d - 1) // 2,
     equivariance="isotropic",
     shared=True,
+    iterative=True,
 )
 
 VVE = Family(
@@ -158,4 +165,5 @@ VVE = Family(
     n_parameters=lambda k, d: k * d + d * (d - 1) // 2,
     equivariance="isotropic",
     shared=True,
+    iterative=True,
 )

@@ -9,7 +9,7 @@ from typing import Protocol
 import jax.numpy as jnp
 
 from gmmjax import linalg
-from gmmjax.families.common_axes import common_axes, free, own_axes
+from gmmjax.families.common_axes import candidate_axes, common_axes, free
 from gmmjax.families.registry import get
 from gmmjax.families.spectral import along, principal_axes
 from gmmjax.typing import Array, Float, pytree
@@ -91,7 +91,7 @@ def _common(covariances: Float[Array, "k d d"], shape: str) -> Float[Array, "d d
         return principal_axes(jnp.mean(relative, axis=0)[None])[1][0]
     count = jnp.ones(k, covariances.dtype)
     floor = jnp.zeros(1, covariances.dtype)
-    axes = common_axes(relative, count, floor, free, own_axes(relative, count))
+    axes = common_axes(relative, count, floor, free, candidate_axes(relative, count))
     order = jnp.argsort(-jnp.mean(along(axes, relative), axis=0))
     return axes[:, order]
 

@@ -5,7 +5,7 @@ volumes is still one factor a component), and the E-step sees only the parametri
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import jax.numpy as jnp
 
@@ -62,6 +62,14 @@ class Maximize(Protocol):
     ) -> tuple[Covariance, Bool[Array, "#k"]]: ...
 
 
+class MaximizeFrom(Protocol):
+    """The M-step of a family that iterates, from a covariance of that family."""
+
+    def __call__(
+        self, scatter: Array, count: Array, floor: Float[Array, "d"], k: int, start: Any = None
+    ) -> tuple[Covariance, Bool[Array, "#k"]]: ...
+
+
 class Count(Protocol):
     """The divisor of the scatter."""
 
@@ -86,7 +94,7 @@ class Family:
     """The second moment that the M-step needs."""
     covariance: type
     """The parametrisation, a `Covariance`."""
-    maximize: Maximize
+    maximize: Maximize | MaximizeFrom
     """(scatter, count, floor, k) → (covariance, whether the floor was active). The maximiser of
     −count·log|Σ| − tr(Σ⁻¹ scatter) in the family, subject to Σ ⪰ diag(floor)."""
     count: Count
@@ -99,6 +107,9 @@ class Family:
     shared: bool = False
     """Whether components share parameters. `maximize` then gets the counts as they are, 0 for a
     component without weight, and gives that component a member of the family."""
+    iterative: bool = False
+    """Whether `maximize` iterates. It then takes `start`, a covariance of this family, and ends no
+    lower than it, however soon the iteration has to end."""
 
     def from_dense(self, covariances: Float[Array, "k d d"]) -> Covariance:
         """The nearest member of the family, in the sense of the M-step with equal weights."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gmmjax.families.family import Family
 from gmmjax.families.full import Full
-from gmmjax.families.proportional import common_shape
+from gmmjax.families.proportional import common_shape, volumes_of
 from gmmjax.families.spectral import assemble, on_floor, principal_axes, share, supported
 from gmmjax.moments import Second
 from gmmjax.typing import Array, ArrayLike
@@ -27,12 +27,15 @@ def _maximize_eev(scatter: Array, count: Array, floor: Array, k: int) -> tuple[F
     return assemble(axes, jnp.broadcast_to(variances, values.shape)), floored
 
 
-def _maximize_vev(scatter: Array, count: Array, floor: Array, k: int) -> tuple[Full, Array]:
+def _maximize_vev(
+    scatter: Array, count: Array, floor: Array, k: int, start: Full | None = None
+) -> tuple[Full, Array]:
     filled, _ = share(scatter, count)
     values, axes = principal_axes(filled)
     spread = jnp.where((count > 0)[:, None], values, 0.0)
     lowest = jnp.mean(floor, keepdims=True)
-    variances = supported(common_shape(spread, count, lowest), lowest)
+    begin = volumes_of(start, count, scatter.shape[-1])
+    variances = supported(common_shape(spread, count, lowest, begin), lowest)
     return assemble(axes, variances), on_floor(variances, lowest)
 
 
@@ -69,4 +72,5 @@ VEV = Family(
     n_parameters=lambda k, d: k + d - 1 + k * (d * (d - 1) // 2),
     equivariance="isotropic",
     shared=True,
+    iterative=True,
 )

@@ -310,6 +310,7 @@ class FactorMixture:
         if prior is not None:
             raise ValueError("prior: a mixture of factor analysers takes none; got one.")
         p = self.prepare()
+        lowest = self._floor(sums, reg)
         tiny = jnp.finfo(self.means.dtype).tiny
         empty = ~(sums.weight > tiny) & ~jnp.isnan(sums.weight)
         n = jnp.where(empty, 1.0, sums.weight)[:, None]
@@ -321,10 +322,8 @@ class FactorMixture:
         inverse = linalg.inverse_lower(linalg.cholesky(inner))
         loadings = linalg.dot(cross, jnp.swapaxes(inverse, -1, -2))
         variance = self.scale**2 * (second - jnp.sum(loadings**2, axis=-1))
-        lowest = reg * moments.total_variance(moments.centre(self._second_moments(sums)))
         if self.noise == "spherical":
             variance = jnp.broadcast_to(jnp.mean(variance, axis=-1, keepdims=True), variance.shape)
-            lowest = jnp.full_like(lowest, jnp.mean(lowest))
         floored = jnp.any(~(variance > lowest), axis=-1) & ~empty
         scale = jnp.sqrt(jnp.maximum(variance, lowest))
         kept = empty[:, None]
@@ -342,6 +341,25 @@ class FactorMixture:
             jnp.where(jnp.any(empty), Status.EMPTY_COMPONENT, Status.CONVERGED),
         )
         return model, status
+
+    def coordinates(self) -> tuple[Array, Array, Array, Array]:
+        """Parameters without constraints: for `acceleration`, as the M-step depends on the model."""
+        return self.log_weights, self.means, self.loadings, jnp.log(self.scale)
+
+    def at(
+        self, coordinates: tuple[Array, Array, Array, Array], moments: FactorMoments, reg: ArrayLike
+    ) -> "FactorMixture":
+        """The mixture with other `coordinates`, its noise above the floor; `moments` are about `self`."""
+        log_weights, means, loadings, log_scale = coordinates
+        scale = jnp.maximum(jnp.exp(log_scale), jnp.sqrt(self._floor(moments, reg)))
+        return FactorMixture(jax.nn.log_softmax(log_weights), means, loadings, scale, self.noise)
+
+    def _floor(self, sums: FactorMoments, reg: ArrayLike) -> Float[Array, "d"]:
+        """What the noise variance is at least."""
+        lowest = jnp.asarray(reg) * moments.total_variance(
+            moments.centre(self._second_moments(sums))
+        )
+        return jnp.full_like(lowest, jnp.mean(lowest)) if self.noise == "spherical" else lowest
 
     def _second_moments(self, sums: FactorMoments) -> Moments:
         """The diagonal second moments in the data's units, about the means."""

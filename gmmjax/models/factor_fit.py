@@ -30,6 +30,7 @@ def fit_factors(
     reg: ArrayLike = 1e-4,
     tol: ArrayLike = 1e-6,
     max_steps: ArrayLike = 1000,
+    accelerate: bool = True,
     throw: bool = True,
 ) -> EMResult[FactorMixture]:
     """Fit a mixture of factor analysers by EM from several K-means starts, and keep the best.
@@ -38,7 +39,7 @@ def fit_factors(
     - `noise`: "diag" for factor analysis, "spherical" for probabilistic PCA.
     - `reg`: the floor of the noise, as a fraction of each column's variance. It matters more than
       for full covariances: a column that never varies within a component has no noise of its own.
-    - `weights`, `tol`, `max_steps`, `throw`: as in `gmmjax.fit`.
+    - `weights`, `tol`, `max_steps`, `accelerate`, `throw`: as in `gmmjax.fit`.
 
     **Raises** `TypeError`, `ValueError` for arguments that cannot be used; `FitError`.
 
@@ -62,7 +63,7 @@ def fit_factors(
     ]
     models = jax.tree.map(lambda *a: jnp.stack(a), *starts)
     slots = max(1, _SLOTS // (n_components * n_factors * d))
-    result, status = _fit(models, rows, w, reg, tol, max_steps, min(slots, len(starts)))
+    result, status = _fit(models, rows, w, reg, tol, max_steps, min(slots, len(starts)), accelerate)
     if throw:
         checks.ended(
             result.status,
@@ -73,15 +74,15 @@ def fit_factors(
     return result
 
 
-@partial(jax.jit, static_argnums=6)
+@partial(jax.jit, static_argnums=(6, 7))
 def _fit(
     models: FactorMixture, x: Array, w: Array | None, reg: ArrayLike, tol: ArrayLike,
-    max_steps: ArrayLike, slots: int,
+    max_steps: ArrayLike, slots: int, accelerate: bool,
 ) -> tuple[EMResult[FactorMixture], Array]:  # fmt: skip
     frame = Frame.of(x, w)
     local = jax.vmap(lambda model: model.into(frame))(models)
     blocks = split(frame.enter(x), w)
     once = turn(blocks, reg=reg, tol=tol, max_steps=max_steps)
-    empty = blank(jax.tree.map(lambda a: a[0], local), blocks)
+    empty = blank(jax.tree.map(lambda a: a[0], local), blocks, accelerate=accelerate)
     result, endings, _ = best_of(once, local, empty, slots)
     return frame.leave(result, blocks.total_weight), endings.status

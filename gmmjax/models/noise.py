@@ -10,6 +10,7 @@ mixture's own with a constant added to the density of each row, and so is the M-
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,24 @@ class NoiseMoments:
 
     def __add__(self, other: "NoiseMoments") -> "NoiseMoments":
         return NoiseMoments(self.own + other.own, self.everything + other.everything)
+
+    def coordinates(self) -> tuple[Any, Float[Array, ""]]:
+        """Those of the mixture's own moments, and the share of noise: for `acceleration`."""
+        return self.own.coordinates(), self.noise / self.everything.weight[0]
+
+    def at(self, coordinates: tuple[Any, Float[Array, ""]]) -> "NoiseMoments":
+        """The moments with other `coordinates`.
+
+        Neither noise nor the rest falls below a tenth of its share at once: from 0 none comes back.
+        """
+        inner, share = coordinates
+        total = self.everything.weight[0]
+        now = self.noise / total
+        share = jnp.clip(share, 0.1 * now, 1 - 0.1 * (1 - now))
+        own = self.own.at(inner)
+        scaling = (1 - share) * total / jnp.sum(self.own.weight)
+        own = dataclasses.replace(own, weight=scaling * own.weight, second=scaling * own.second)
+        return NoiseMoments(own, self.everything)
 
 
 @pytree

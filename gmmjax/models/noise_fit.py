@@ -64,6 +64,7 @@ def fit_noise(
     max_steps: ArrayLike = 1000,
     block: int | None = None,
     restart_batch: int | None = None,
+    accelerate: bool = True,
     throw: bool = True,
 ) -> NoiseResult:
     """Fit a mixture of k Gaussians and uniform noise by EM from many starts, and keep the best.
@@ -115,6 +116,7 @@ def fit_noise(
         key, x, w, start, jnp.asarray(log_volume, x.dtype), prior,
         jnp.asarray(reg, x.dtype), jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),
         k=k, family=name, lanes=lanes, block=min(block, x.shape[0]), batch=batch,
+        accelerate=bool(accelerate),
     )  # fmt: skip
     if throw:
         checks.ended(
@@ -126,11 +128,11 @@ def fit_noise(
     return result
 
 
-@partial(jax.jit, static_argnames=("k", "family", "lanes", "block", "batch"))
+@partial(jax.jit, static_argnames=("k", "family", "lanes", "block", "batch", "accelerate"))
 def _fit(
     key: Array, x: Array, w: Array, start: NoisyMixture | Array | None, log_volume: Array,
     prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
-    k: int, family: str, lanes: int, block: int, batch: int,
+    k: int, family: str, lanes: int, block: int, batch: int, accelerate: bool,
 ) -> NoiseResult:  # fmt: skip
     frame = Frame.of(x, w)
     local = None if prior is None else prior.into(frame)
@@ -150,7 +152,7 @@ def _fit(
     else:
         models = _starts(key, lanes, batch, data, k, family, local, reg, volume)
     once = turn(data, prior=local, reg=reg, tol=tol, max_steps=max_steps)
-    empty = blank(jax.tree.map(lambda a: a[0], models), data)
+    empty = blank(jax.tree.map(lambda a: a[0], models), data, accelerate=accelerate)
 
     def swap(key: Array, best: NoisyMixture) -> NoisyMixture:
         return dataclasses.replace(best, mixture=initialization.swap(key, best.mixture, data))
