@@ -200,6 +200,7 @@ class Decoder(nnx.Module):
             for at, (i, o) in enumerate(pairwise(depths))
         )  # fmt: skip
         self.bias = nnx.Param(jnp.zeros(a.n_features, dtype))
+        self.unit = nnx.Param(jnp.ones(1, dtype))  # as the encoder's
 
     def __call__(self, z: Float[Array, "n d"]) -> Float[Array, "n features"]:
         a = self.architecture
@@ -216,7 +217,7 @@ class Decoder(nnx.Module):
                 x = convolution(x)[:, :h, :w]
                 x = nnx.relu(x) if i + 1 < len(self.convolutions) else x
             x = x.reshape(len(x), -1)
-        return x + self.bias
+        return x * jax.lax.stop_gradient(self.unit[...]) + self.bias
 
 
 class _Pair(nnx.Module):
@@ -239,8 +240,11 @@ class Autoencoder:
     def create(
         cls, key: Key[Array, ""], architecture: Architecture, likelihood: Likelihood, x: Array
     ) -> "Autoencoder":
-        """Networks with random weights; the decoder's bias and the scale are those of the mean of x,
-        and the encoder measures rows from it, in their root mean square distance a feature."""
+        """Networks with random weights; the decoder's bias and the scale are those of the mean of x.
+
+        The encoder measures rows from the mean in their root mean square distance a feature, and the
+        decoder answers in units of the scale, so that the units of the rows do not matter.
+        """
         pair = _Pair(architecture, nnx.Rngs(key))
         mean = jnp.mean(x, axis=0)
         unit = jnp.sqrt(jnp.mean((x - mean) ** 2))
@@ -248,6 +252,7 @@ class Autoencoder:
         pair.encoder.unit = nnx.Param(jnp.where(unit > 0, unit, 1.0))
         bias, log_scale = likelihood.start(x)
         pair.decoder.bias = nnx.Param(bias)
+        pair.decoder.unit = nnx.Param(jnp.exp(log_scale))
         graph, params = nnx.split(pair, nnx.Param)
         return cls(params, log_scale, graph, likelihood, architecture)
 
