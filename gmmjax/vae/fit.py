@@ -162,10 +162,12 @@ def fit_gmvae(
 def _result(
     end: Progress, data: Data, settings: Training, plan: Plan, x: Array, labels: Array | None
 ) -> GMVAEResult:
-    network, prior = end.best if settings.patience else (end.states.network, end.states.prior)
+    # The best is that of the joint training, and the last where there was none.
+    patient = settings.patience > 0 and settings.epochs > 0
+    network, prior = end.best if patient else (end.states.network, end.states.prior)
     models = GMVAE(network, prior, plan.objective)
     done = int(end.done)
-    elbo = end.best_elbo if settings.patience else end.history.elbo[done - 1]
+    elbo = end.best_elbo if patient else end.history.elbo[done - 1]
     finite = jnp.isfinite(elbo)
     if not bool(jnp.any(finite)):
         raise FitError(

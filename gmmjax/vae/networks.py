@@ -23,6 +23,10 @@ LOG_VARIANCE = (-14.0, 6.0)
 """The soft bounds of an encoder's log-variance: e^{raw/2} of an unbounded head overflows."""
 
 
+QUIET = 0.01
+"""Scale of a decoder's last weights at the start, in what would keep the variance of its input."""
+
+
 @pytree
 class Posterior:
     """q(z | x) = N(mean, diag(exp(log_variance)))."""
@@ -108,6 +112,10 @@ class Encoder(nnx.Module):
     def __init__(self, a: Architecture, rngs: nnx.Rngs) -> None:
         dtype = jnp.zeros(()).dtype
         self.architecture = a
+        # What rows are measured from and in, so that what they have in common does not drown what
+        # tells them apart; set once from the data and not trained.
+        self.origin = nnx.Param(jnp.zeros(a.n_features, dtype))
+        self.unit = nnx.Param(jnp.ones((), dtype))
         depth = a.picture[2]
         convolutions = []
         for width in a.channels:
@@ -138,6 +146,7 @@ class Encoder(nnx.Module):
 
     def trunk(self, x: Float[Array, "n features"]) -> Float[Array, "n width"]:
         a = self.architecture
+        x = (x - jax.lax.stop_gradient(self.origin[...])) / jax.lax.stop_gradient(self.unit[...])
         if a.channels:
             x = x.reshape(-1, *a.picture)
             for convolution in self.convolutions:
@@ -171,16 +180,27 @@ class Decoder(nnx.Module):
         h, w = a.sizes()[-1]
         last = h * w * a.channels[-1] if a.channels else a.n_features
         widths = (a.latent, *reversed(a.hidden), last)
+        # The output begins near the mean of the rows, which is the bias: a random picture many times as
+        # strong as theirs is unlearnt by shutting off the units that carry the code.
+        quiet = nnx.initializers.variance_scaling(QUIET**2, "fan_in", "normal")
+        loud = nnx.initializers.he_normal()
+        dense = len(widths) - 2 if not a.channels else len(widths) - 1
         self.layers = nnx.List(
-            nnx.Linear(i, o, kernel_init=nnx.initializers.he_normal(), param_dtype=dtype, rngs=rngs)
-            for i, o in pairwise(widths)
+            nnx.Linear(
+                i, o, kernel_init=loud if at < dense else quiet, param_dtype=dtype, rngs=rngs
+            )
+            for at, (i, o) in enumerate(pairwise(widths))
         )
         depths = (*reversed(a.channels), a.picture[2])
         self.convolutions = nnx.List(
-            nnx.ConvTranspose(i, o, (3, 3), strides=(2, 2), param_dtype=dtype, rngs=rngs)
-            for i, o in pairwise(depths)
-        )
+            nnx.ConvTranspose(
+                i, o, (3, 3), strides=(2, 2), param_dtype=dtype, rngs=rngs,
+                kernel_init=loud if at < len(depths) - 2 else quiet,
+            )
+            for at, (i, o) in enumerate(pairwise(depths))
+        )  # fmt: skip
         self.bias = nnx.Param(jnp.zeros(a.n_features, dtype))
+        self.unit = nnx.Param(jnp.ones(1, dtype))  # as the encoder's
 
     def __call__(self, z: Float[Array, "n d"]) -> Float[Array, "n features"]:
         a = self.architecture
@@ -197,7 +217,7 @@ class Decoder(nnx.Module):
                 x = convolution(x)[:, :h, :w]
                 x = nnx.relu(x) if i + 1 < len(self.convolutions) else x
             x = x.reshape(len(x), -1)
-        return x + self.bias
+        return x * jax.lax.stop_gradient(self.unit[...]) + self.bias
 
 
 class _Pair(nnx.Module):
@@ -220,10 +240,19 @@ class Autoencoder:
     def create(
         cls, key: Key[Array, ""], architecture: Architecture, likelihood: Likelihood, x: Array
     ) -> "Autoencoder":
-        """Networks with random weights; the decoder's bias and the scale are those of the mean of x."""
+        """Networks with random weights; the decoder's bias and the scale are those of the mean of x.
+
+        The encoder measures rows from the mean in their root mean square distance a feature, and the
+        decoder answers in units of the scale, so that the units of the rows do not matter.
+        """
         pair = _Pair(architecture, nnx.Rngs(key))
+        mean = jnp.mean(x, axis=0)
+        unit = jnp.sqrt(jnp.mean((x - mean) ** 2))
+        pair.encoder.origin = nnx.Param(mean)
+        pair.encoder.unit = nnx.Param(jnp.where(unit > 0, unit, 1.0))
         bias, log_scale = likelihood.start(x)
         pair.decoder.bias = nnx.Param(bias)
+        pair.decoder.unit = nnx.Param(jnp.exp(log_scale))
         graph, params = nnx.split(pair, nnx.Param)
         return cls(params, log_scale, graph, likelihood, architecture)
 

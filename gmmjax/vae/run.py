@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmmjax import moments
 from gmmjax._optional import optional_import
 from gmmjax.classification import fit_semi_supervised
 from gmmjax.em import em
@@ -22,6 +23,7 @@ from gmmjax.fit import fit
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.typing import Array, Float, Int, Key, pytree
+from gmmjax.uncertain import Uncertain
 from gmmjax.vae import training
 from gmmjax.vae.checkpoint import Checkpoints
 from gmmjax.vae.evaluation import Summary, evaluate_each, moments_of_codes
@@ -154,8 +156,8 @@ def _begin(progress: Progress, data: Data, settings: Training, plan: Plan, stage
 def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) -> Progress:
     """Each seed's prior becomes the mixture that EM with many starts finds on its codes.
 
-    From the best start on the mean codes, EM goes on with the codes as rows known up to the encoder's
-    noise: their spread is that of the means and the noise together.
+    The starts are on the mean codes. From the best of them EM goes on with the codes as rows known up to
+    the encoder's noise: their spread is that of the means and the noise together.
     """
     states = progress.states
     k, family = states.prior.means.shape[-2], states.prior.family
@@ -163,25 +165,28 @@ def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) ->
     for seed in range(states.epoch.shape[0]):
         network = jax.tree.map(lambda a, seed=seed: a[seed], states.network)
         codes = _codes(network, data.rows)
-        key = jax.random.fold_in(data.key_fit, seed)
-        conjugate = Prior.default(codes.x, k, family) if settings.map_prior else None
+        key, key_noise = jax.random.split(jax.random.fold_in(data.key_fit, seed))
+        limits: dict[str, Any] = {"reg": settings.reg, "tol": 1e-5}
         options: dict[str, Any] = {
-            "family": family, "prior": conjugate, "reg": settings.reg, "tol": 1e-5,
-            "restarts": settings.restarts, "max_steps": 300, "throw": False,
+            "family": family, "restarts": settings.restarts, "max_steps": 300, "throw": False,
+            "prior": Prior.default(codes.x, k, family) if settings.map_prior else None, **limits,
         }  # fmt: skip
+        conjugate = None
+        if settings.map_prior:
+            noise = jax.random.normal(key_noise, codes.x.shape, codes.x.dtype)
+            conjugate = Prior.default(codes.x + jnp.sqrt(codes.variance) * noise, k, family)
         if data.labels is None:
             start = fit(key, codes.x, k, **options).model
+            start = _with_noise(start, codes, conjugate, settings.reg)
+            start = em(start, codes, prior=conjugate, max_steps=100, **limits).model
         else:
             start = fit_semi_supervised(key, codes.x, data.labels, k, **options).model
-        if data.labels is None:
-            start = em(
-                start, codes, prior=conjugate, reg=settings.reg, tol=1e-5, max_steps=100
-            ).model
+            start = _with_noise(start, codes, conjugate, settings.reg)
         priors.append(start)
         conjugates.append(conjugate)
     prior = jax.tree.map(lambda *a: jnp.stack(a), *priors)
-    moments = _moments(states.network, prior, states.key, data.rows, data.evidence, plan.objective)
-    states = dataclasses.replace(states, prior=prior, moments=moments)
+    sums = _moments(states.network, prior, states.key, data.rows, data.evidence, plan.objective)
+    states = dataclasses.replace(states, prior=prior, moments=sums)
     return dataclasses.replace(
         progress,
         states=states,
@@ -192,7 +197,23 @@ def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) ->
 
 
 @jax.jit
-def _codes(network: Autoencoder, rows: Array) -> Any:
+def _with_noise(
+    start: GaussianMixture, codes: Uncertain, conjugate: Prior | None, reg: float
+) -> GaussianMixture:
+    """The M-step on codes with their noise, under the responsibilities of their means.
+
+    Where the noise of a code is far above the spread of the means, as in a dimension of little use, the
+    mixture of the means gives each code to the one component that is widest there.
+    """
+    ones = jnp.ones(len(codes.x), codes.x.dtype)
+    sums, _ = start.expect(codes.x, ones)
+    responsibilities = start.responsibilities(codes.x).T
+    sums = sums + moments.noise(codes.variance, responsibilities, sums.about, sums.kind)
+    return start.maximize(sums, prior=conjugate, reg=reg)[0]
+
+
+@jax.jit
+def _codes(network: Autoencoder, rows: Array) -> Uncertain:
     return network.encode(rows).uncertain()
 
 
