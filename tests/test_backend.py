@@ -9,7 +9,7 @@ import gmmjax
 from gmmjax import backend, expectation, families
 from gmmjax.backend import Choice, choose
 from gmmjax.blocks import split
-from gmmjax.fit import _fit
+from gmmjax.fit import _search
 
 pytestmark = pytest.mark.own_dtype
 
@@ -74,10 +74,10 @@ def test_rows_are_filled_up_to_a_round_number():
 
 
 def test_data_of_like_size_share_a_program(x):
-    before = _fit._cache_size()
+    before = _search._cache_size()
     for n in (289, 295, 301):
         gmmjax.fit(jax.random.key(0), x[:n], 3, restarts=5, max_steps=2, throw=False)
-    assert _fit._cache_size() == before + 1
+    assert _search._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("family", ["full", "diag", "spherical", "tied", "EEI", "EII"])
