@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from gmmjax.em import EMResult
-from gmmjax.moments import column_mean
+from gmmjax.moments import by_chunks, column_mean
 from gmmjax.typing import Array, Float, pytree
 
 
@@ -24,13 +24,16 @@ class Frame:
     def of(cls, x: Float[Array, "n d"], weights: Float[Array, "n"] | None) -> "Frame":
         """The frame of weighted rows: their mean, and the power of two nearest to their spread."""
         centre = column_mean(x, weights)
-        delta = x - centre
-        if weights is not None:
-            delta = jnp.where((weights > 0)[:, None], delta, 0.0)
+        w = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
+
+        def about(x: Array, w: Array) -> Array:
+            return jnp.where((w > 0)[:, None], x - centre, 0.0)
+
         # The largest entry first: squares of 1e25 are beyond float32.
-        largest = jnp.max(jnp.abs(delta))
+        largest = jnp.max(by_chunks(lambda x, w: jnp.max(jnp.abs(about(x, w))), x, w))
         safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-        spread = safe * jnp.sqrt(jnp.mean((delta / safe) ** 2))
+        squares = by_chunks(lambda x, w: jnp.sum((about(x, w) / safe) ** 2), x, w)
+        spread = safe * jnp.sqrt(jnp.sum(squares) / x.size)
         spread = jnp.where((spread > 0) & jnp.isfinite(spread), spread, 1.0)
         return cls(centre, jnp.exp2(jnp.round(jnp.log2(spread))))
 

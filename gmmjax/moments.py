@@ -9,14 +9,19 @@ shift of 10³ standard deviations leaves no correct digit in float32.
 """
 
 import math
+from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from gmmjax import linalg
 from gmmjax.typing import Array, Float, pytree, static
+
+MANY = 2**14
+"""Rows from which on sums over them go by chunks."""
 
 
 class Second(Enum):
@@ -158,6 +163,18 @@ def total_variance(central: Central) -> Float[Array, "d"]:
     return (within + between) / n
 
 
+def by_chunks(fn: Callable[..., Array], *rows: Array) -> Float[Array, "chunks ..."]:
+    """fn of up to 16 equal parts of many rows, one after the other: what it makes on the way is small.
+
+    One part where there are few rows, or their number does not divide.
+    """
+    n = rows[0].shape[0]
+    count = math.gcd(n, 16) if n >= MANY else 1
+    if count == 1:
+        return fn(*rows)[None]
+    return lax.map(lambda part: fn(*part), tuple(a.reshape(count, -1, *a.shape[1:]) for a in rows))
+
+
 def column_mean(
     x: Float[Array, "n d"], weights: Float[Array, "n"] | None = None
 ) -> Float[Array, "d"]:
@@ -166,10 +183,12 @@ def column_mean(
         return x[0] + jnp.mean(x - x[0], axis=0)
     first = x[jnp.argmax(weights > 0)]
     n = jnp.sum(weights)
-    safe = jnp.where(n > 0, n, 1.0)
-    # An absent row is absent even where it is not finite.
-    delta = jnp.where((weights > 0)[:, None], x - first, 0.0)
-    return first + jnp.sum(weights[:, None] * delta, axis=0) / safe
+
+    def one(x: Array, w: Array) -> Array:
+        # An absent row is absent even where it is not finite.
+        return jnp.sum(w[:, None] * jnp.where((w > 0)[:, None], x - first, 0.0), axis=0)
+
+    return first + jnp.sum(by_chunks(one, x, weights), axis=0) / jnp.where(n > 0, n, 1.0)
 
 
 def from_responsibilities(
