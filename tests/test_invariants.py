@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from problems import FAMILIES, blobs, own_shape, rows, start, tolerance, x64
 
@@ -121,10 +121,8 @@ def fitted(x, family, labels, **options):
 
 
 def labels_of(x):
-    centers = x[[0, 1, 2]]
-    labels = np.argmin(((x[:, None] - centers) ** 2).sum(-1), 1)
-    labels[:K] = range(K)
-    return labels
+    """Thirds by the first column: none is too small for a covariance."""
+    return np.argsort(np.argsort(x[:, 0])) * K // len(x)
 
 
 MAPS = {
@@ -139,7 +137,9 @@ MAPS = {
 
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_fit_moves_with_its_data(family, name):
+@few
+@given(seed=seeds)
+def test_a_fit_moves_with_its_data(family, name, seed):
     """x ↦ A x + b maps the fit to (A μ + b, A Σ Aᵀ), as far as the family is closed under A."""
     needs, a, b = MAPS[name]
     closed = {
@@ -149,10 +149,12 @@ def test_a_fit_moves_with_its_data(family, name):
     }[families.get(family).equivariance]
     if needs not in closed:
         return  # not a property of this family: a diagonal covariance does not stay so when turned
-    x = blobs(11, 400, 2, 3)
+    x = blobs(seed, 400, 2, 3)
     labels = labels_of(x)
+    thinnest = min(np.linalg.eigvalsh(np.cov(x[labels == j].T))[0] for j in range(K))
+    assume(x64() or thinnest > 1e-4)  # float32 cannot hold a turned needle
     # EM's own path: an accelerated one comes to the same limit by steps that depend on the coordinates.
-    options = {"tol": 1e-6, "reg": 0.0, "accelerate": False}
+    options = {"tol": 0.0, "max_steps": 10, "reg": 0.0, "accelerate": False}
     before = fitted(x, family, labels, **options)
     after = fitted(x @ a.T + b, family, labels, **options)
     tol = tolerance(1e-6, 2e-2)
@@ -161,7 +163,7 @@ def test_a_fit_moves_with_its_data(family, name):
         after.log_likelihood + jacobian, before.log_likelihood, rtol=tol / 10
     )
     if not x64():
-        return  # the parameters of a float32 fit stop within its rounding, which the map scales
+        return  # float32's parameters differ by its rounding, which the map scales
     np.testing.assert_allclose(after.model.means, before.model.means @ a.T + b, rtol=tol, atol=tol)
     np.testing.assert_allclose(
         after.model.covariances, a @ np.asarray(before.model.covariances) @ a.T, rtol=tol, atol=tol
@@ -169,10 +171,12 @@ def test_a_fit_moves_with_its_data(family, name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_components_in_another_order_give_the_same_mixture(family):
-    x = blobs(12, 300, 2, 3)
-    model = start(3, x, K, family)
-    order = np.array([2, 0, 1])
+@few
+@given(seed=seeds)
+def test_components_in_another_order_give_the_same_mixture(family, seed):
+    x = blobs(seed, 300, 2, 3)
+    model = start(seed, x, K, family)
+    order = np.random.default_rng(seed).permutation(K)
     dense = np.asarray(model.covariances)[order]
     turned = gmmjax.GaussianMixture.create(
         np.asarray(model.weights)[order] / np.sum(model.weights),
@@ -180,25 +184,29 @@ def test_components_in_another_order_give_the_same_mixture(family):
         own_shape(family, dense),
         family,
     )
-    a = gmmjax.em(model, rows(x), max_steps=30, tol=0.0)
-    b = gmmjax.em(turned, rows(x), max_steps=30, tol=0.0)
-    np.testing.assert_allclose(b.model.means, a.model.means[order], atol=tolerance(1e-9, 1e-3))
+    a = gmmjax.em(model, rows(x), max_steps=10, tol=0.0)
+    b = gmmjax.em(turned, rows(x), max_steps=10, tol=0.0)
+    np.testing.assert_allclose(b.log_likelihood, a.log_likelihood, rtol=tolerance(1e-11, 1e-5))
+    np.testing.assert_allclose(b.model.means, a.model.means[order], atol=tolerance(1e-8, 1e-2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_weight_is_that_many_rows_and_zero_is_none(family):
-    rng = np.random.default_rng(0)
-    x = blobs(13, 200, 2, 3)
-    w = rng.integers(0, 4, len(x))
-    model = start(4, x, K, family)
-    weighted = gmmjax.em(model, rows(x), weights=rows(w), tol=0.0, max_steps=15)
-    repeated = gmmjax.em(model, rows(np.repeat(x, w, axis=0)), tol=0.0, max_steps=15)
+@few
+@given(seed=seeds)
+def test_a_whole_weight_is_that_many_rows_and_zero_is_none(family, seed):
+    rng = np.random.default_rng(seed)
+    x = blobs(seed, 200, 2, 3)
+    w = rng.multinomial(
+        300, np.full(200, 1 / 200)
+    )  # one shape of the repeated rows for all examples
+    model = start(seed, x, K, family)
+    weighted = gmmjax.em(model, rows(x), weights=rows(w), tol=0.0, max_steps=10)
+    repeated = gmmjax.em(model, rows(np.repeat(x, w, axis=0)), tol=0.0, max_steps=10)
     rtol = tolerance(1e-10, 1e-3)
     np.testing.assert_allclose(weighted.log_likelihood, repeated.log_likelihood, rtol=rtol)
-    np.testing.assert_allclose(weighted.model.means, repeated.model.means, rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(
-        weighted.model.covariances, repeated.model.covariances, rtol=10 * rtol, atol=rtol
-    )
+    atol = tolerance(1e-8, 2e-2)
+    np.testing.assert_allclose(weighted.model.means, repeated.model.means, atol=atol)
+    np.testing.assert_allclose(weighted.model.covariances, repeated.model.covariances, atol=atol)
 
 
 def test_a_row_of_weight_zero_leaves_finite_gradients_even_where_its_density_overflows():

@@ -51,6 +51,30 @@ def test_new_values_of_one_shape_compile_nothing(compilations):
     assert float(again.log_likelihood) != float(first.log_likelihood)
 
 
+def test_another_shape_compiles(compilations):
+    """The counter above counts: more components are another program."""
+    x = blobs(0, 200, 2, 3)
+    with compilations() as seen:
+        gmmjax.fit(jax.random.key(0), x, 7, restarts=3, init="random_points", max_steps=2)
+    assert seen.count > 0
+
+
+def test_new_values_with_the_default_start_compile_nothing(compilations):
+    x = blobs(0, 200, 2, 3)
+    gmmjax.fit(jax.random.key(0), x, 3, restarts=12)
+    with compilations() as seen:
+        gmmjax.fit(jax.random.key(1), x[::-1] - 3, 3, restarts=12, tol=1e-5, max_steps=70)
+    assert seen.count == 0
+
+
+def test_new_values_of_kmeans_compile_nothing(compilations):
+    x, w = blobs(0, 200, 2, 3), np.ones(200)
+    gmmjax.kmeans(jax.random.key(0), x, 3, weights=w, restarts=4)
+    with compilations() as seen:
+        gmmjax.kmeans(jax.random.key(1), x * 2 + 1, 3, weights=w + 1, restarts=4, tol=1e-3)
+    assert seen.count == 0
+
+
 def test_data_of_a_similar_size_share_a_program(compilations):
     def fit(n):
         x = jnp.asarray(np.resize(blobs(0, 200, 2, 3), (n, 2)))
@@ -72,10 +96,11 @@ def test_data_of_a_similar_size_share_a_program(compilations):
 def test_new_values_of_em_compile_nothing(compilations):
     x = rows(blobs(0, 100, 2, 3))
     model = start(0, np.asarray(x), 3, "diag")
-    first = gmmjax.em(model, x, tol=1e-3, reg=1e-6, max_steps=10)
-    y, other = x + 1, jax.tree.map(lambda a: a * 1.5, model)
+    w = jnp.ones(len(x), x.dtype)
+    first = gmmjax.em(model, x, weights=w, tol=1e-3, reg=1e-6, max_steps=10)
+    y, v, other = x + 1, w * 2, jax.tree.map(lambda a: a * 1.5, model)
     with compilations() as seen:
-        second = gmmjax.em(other, y, tol=1e-4, reg=1e-5, max_steps=20)
+        second = gmmjax.em(other, y, weights=v, tol=1e-4, reg=1e-5, max_steps=20)
     assert seen.count == 0
     assert float(first.log_likelihood) != float(second.log_likelihood)
 
