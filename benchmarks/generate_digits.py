@@ -2,8 +2,9 @@
 
 Scikit-learn's digits (1,797 pictures of 8 × 8 in 17 greys), or MNIST or Fashion-MNIST (28 × 28 in 256
 greys) from a folder of IDX files. Each class gets a density of all pixels: a mixture with full
-covariances in the first principal axes and one variance in all others, or a mixture of factor
-analysers. Grey values are made continuous by uniform noise of one step, (x + u)/levels, so that the
+covariances in the first principal axes and one variance in all directions beside, or a mixture of
+factor analysers. Both are of low rank, so that a restored picture takes no matrix of 784 × 784.
+Grey values are made continuous by uniform noise of one step, (x + u)/levels, so that the
 log-likelihood is one of a proper density, and a lower bound on that of the grey values themselves
 (Theis, van den Oord and Bethge 2016); samples are rounded back.
 
@@ -106,7 +107,7 @@ def in_principal_axes(family: str, components: int | None) -> Fit:
                 jax.random.key(c), rows, k, family=family, restarts=restarts, init="k-means",
                 weights=weights, prior=prior, tol=1e-5,
             )  # fmt: skip
-            densities.append(axes.lift(result.model))
+            densities.append(axes.lift_factors(result.model))
         return by_class(data, densities)
 
     return fit
@@ -129,6 +130,11 @@ def by_class(data: Data, densities: list) -> ClassConditionalMixture:
     """The densities with the classes' shares in the training set."""
     share = np.bincount(data.train_y, minlength=CLASSES) / len(data.train_y)
     return ClassConditionalMixture.create(share, densities)
+
+
+def of_all_classes(model: ClassConditionalMixture) -> gmmjax.models.FactorMixture:
+    """p(x), whatever the class."""
+    return gmmjax.models.FactorMixture.join(model.priors, model.densities)
 
 
 GENERATORS: dict[str, Fit] = {
@@ -170,10 +176,12 @@ def scores(data: Data, model: ClassConditionalMixture) -> dict[str, float]:
         (generated, data.train_y),
         lambda x: np.asarray(axes.encode(x)) / float(jnp.sqrt(axes.variances[0])),
     )
-    whole = model.mixture()
-    upper, lower = halves(data)
+    whole = of_all_classes(model)
+    _, lower = halves(data)
     some = test[:300]
-    completed = np.asarray(whole.regress(upper, some[:, upper]).mean)
+    seen = some.copy()
+    seen[:, lower] = np.nan
+    completed = np.asarray(whole.impute(jax.random.key(2), seen))[:, lower]
     holes = some.copy()
     hidden = np.random.default_rng(2).random(some.shape) < 0.5
     holes[hidden] = np.nan
@@ -234,7 +242,7 @@ def pictures(out: Path, data: Data, model: ClassConditionalMixture, name: str) -
     samples = data.grey(model.sample(jax.random.key(3), y))
     draw(out / f"samples_{stem}.png", samples, 10, data, f"{data.name}: samples, {name}")
 
-    whole = model.mixture()
+    whole = of_all_classes(model)
     _, lower = halves(data)
     first = np.array([np.flatnonzero(data.test_y == c)[0] for c in range(CLASSES)])
     shown = data.test_x[first].astype(float)

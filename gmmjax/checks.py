@@ -5,6 +5,7 @@ checked, and what is wrong with the values shows in the status of the result.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from jax.core import Tracer
 
 from gmmjax.status import FitError, Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int
+
+Dims = Sequence[int] | np.ndarray
+"""Which coordinates."""
 
 
 def concrete(*values: Any) -> bool:
@@ -66,6 +70,57 @@ def points(
             f"Drop those rows; a Gaussian mixture takes missing.mask({name}) with NaN for missing."
         )
         all_finite(array, name, remedy=remedy)
+    return array
+
+
+def dims(dims: Dims, d: int) -> np.ndarray:
+    """Coordinates as distinct integers from 0 to d − 1, at least one."""
+    if not concrete(dims):
+        raise TypeError(
+            "dims: expected integers known before compilation; got a traced array. Pass a tuple, "
+            "and mark it as static."
+        )
+    a = np.asarray(dims)
+    if a.ndim != 1 or a.size == 0:
+        raise ValueError(f"dims: expected a list of at least one coordinate; got {dims!r}.")
+    if not np.issubdtype(a.dtype, np.integer):
+        raise TypeError(
+            f"dims: expected integers; got dtype {a.dtype}. np.flatnonzero turns a mask into them."
+        )
+    if a.min() < 0 or a.max() >= d:
+        raise ValueError(f"dims: expected integers from 0 to {d - 1}; got {a.min()} to {a.max()}.")
+    if np.unique(a).size < a.size:
+        twice = sorted({int(i) for i in a if np.sum(a == i) > 1})
+        raise ValueError(f"dims: expected each coordinate once; got {twice} more than once.")
+    return a
+
+
+def other_dims(dims: np.ndarray, d: int) -> np.ndarray:
+    """The coordinates not in `dims`, ascending: at least one."""
+    rest = np.setdiff1d(np.arange(d), dims)
+    if rest.size == 0:
+        raise ValueError(
+            f"dims: expected at most {d - 1} of the {d} coordinates; got all. Nothing is left to "
+            "predict: use log_prob for the density there."
+        )
+    return rest
+
+
+def given(values: ArrayLike, m: int, dtype: Any) -> Array:
+    """What is known of the coordinates `dims`: [..., m], finite."""
+    array = jnp.asarray(values)
+    if array.ndim == 0 or array.shape[-1] != m:
+        raise ValueError(
+            f"values: expected shape [..., {m}], one number for each of dims on the last axis; got "
+            f"{array.shape}."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(dtype)
+    if concrete(array) and not np.all(np.isfinite(np.asarray(array))):
+        raise ValueError(
+            "values: expected finite numbers; got NaN or infinity. Leave unknown coordinates out "
+            "of dims, or use impute, which takes NaN for missing."
+        )
     return array
 
 

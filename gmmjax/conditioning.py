@@ -14,7 +14,6 @@ Within a component of an axis-aligned family coordinates are independent, and no
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,6 @@ from gmmjax.typing import Array, ArrayLike, Float, pytree, static
 
 if TYPE_CHECKING:
     from gmmjax.mixture import GaussianMixture
-
-Dims = Sequence[int] | np.ndarray
 
 
 @pytree
@@ -77,7 +74,7 @@ class Regression:
         )
 
 
-def marginal(mixture: "GaussianMixture", dims: Dims) -> "GaussianMixture":
+def marginal(mixture: "GaussianMixture", dims: checks.Dims) -> "GaussianMixture":
     """The mixture of the coordinates `dims` alone, in that order.
 
     The family stays what it is where it is closed under this: full, tied, diag, spherical, tied-diag
@@ -89,10 +86,12 @@ def marginal(mixture: "GaussianMixture", dims: Dims) -> "GaussianMixture":
     >>> m.marginal([1]).means.tolist(), m.marginal([1]).covariances.tolist()
     ([[7.0]], [[[4.0]]])
     """
-    return _marginal(mixture, tuple(_dims(dims, mixture.n_features).tolist()))
+    return _marginal(mixture, tuple(checks.dims(dims, mixture.n_features).tolist()))
 
 
-def condition(mixture: "GaussianMixture", dims: Dims, values: ArrayLike) -> "GaussianMixture":
+def condition(
+    mixture: "GaussianMixture", dims: checks.Dims, values: ArrayLike
+) -> "GaussianMixture":
     """p(b | a): the coordinates not in `dims`, in ascending order, given x[dims] = values.
 
     `values` has shape [..., m], m the length of `dims`, in their order; leading axes give a mixture
@@ -123,7 +122,7 @@ def condition(mixture: "GaussianMixture", dims: Dims, values: ArrayLike) -> "Gau
     )
 
 
-def regress(mixture: "GaussianMixture", dims: Dims, x_given: ArrayLike) -> Regression:
+def regress(mixture: "GaussianMixture", dims: checks.Dims, x_given: ArrayLike) -> Regression:
     """The coordinates not in `dims`, in ascending order, given x[dims] = x_given: regression.
 
     `x_given` has shape [..., m] as the `values` of `condition`, and the same faults raise
@@ -138,14 +137,9 @@ def regress(mixture: "GaussianMixture", dims: Dims, x_given: ArrayLike) -> Regre
     ([[0.0], [9.0]], [8.32..., 9.67...])
     """
     d = mixture.n_features
-    a = _dims(dims, d)
-    b = np.setdiff1d(np.arange(d), a)
-    if b.size == 0:
-        raise ValueError(
-            f"dims: expected at most {d - 1} of the {d} coordinates; got all. Nothing is left to "
-            "predict: use log_prob for the density there."
-        )
-    values = _values(x_given, a.size, mixture.means.dtype)
+    a = checks.dims(dims, d)
+    b = checks.other_dims(a, d)
+    values = checks.given(x_given, a.size, mixture.means.dtype)
     return _regress(mixture, tuple(a.tolist()), tuple(b.tolist()), values)
 
 
@@ -274,42 +268,3 @@ def _bisect(p: Array, weights: Array, means: Array, deviation: Array) -> Array:
     bracket = jnp.min(ends, axis=-2), jnp.max(ends, axis=-2)
     low, high = lax.fori_loop(0, turns, body, bracket)
     return jnp.where(jnp.isinf(ends[..., 0, :]), ends[..., 0, :], low + 0.5 * (high - low))
-
-
-def _dims(dims: Dims, d: int) -> np.ndarray:
-    """Coordinates as distinct integers from 0 to d − 1, at least one."""
-    if not checks.concrete(dims):
-        raise TypeError(
-            "dims: expected integers known before compilation; got a traced array. Pass a tuple, "
-            "and mark it as static."
-        )
-    a = np.asarray(dims)
-    if a.ndim != 1 or a.size == 0:
-        raise ValueError(f"dims: expected a list of at least one coordinate; got {dims!r}.")
-    if not np.issubdtype(a.dtype, np.integer):
-        raise TypeError(
-            f"dims: expected integers; got dtype {a.dtype}. np.flatnonzero turns a mask into them."
-        )
-    if a.min() < 0 or a.max() >= d:
-        raise ValueError(f"dims: expected integers from 0 to {d - 1}; got {a.min()} to {a.max()}.")
-    if np.unique(a).size < a.size:
-        twice = sorted({int(i) for i in a if np.sum(a == i) > 1})
-        raise ValueError(f"dims: expected each coordinate once; got {twice} more than once.")
-    return a
-
-
-def _values(values: ArrayLike, m: int, dtype: jnp.dtype) -> Array:
-    array = jnp.asarray(values)
-    if array.ndim == 0 or array.shape[-1] != m:
-        raise ValueError(
-            f"values: expected shape [..., {m}], one number for each of dims on the last axis; got "
-            f"{array.shape}."
-        )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(dtype)
-    if checks.concrete(array) and not np.all(np.isfinite(np.asarray(array))):
-        raise ValueError(
-            "values: expected finite numbers; got NaN or infinity. Leave unknown coordinates out "
-            "of dims, or use impute, which takes NaN for missing."
-        )
-    return array

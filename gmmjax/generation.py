@@ -16,6 +16,7 @@ from gmmjax import checks, linalg
 from gmmjax.conditioning import tril
 from gmmjax.families import Full
 from gmmjax.mixture import GaussianMixture
+from gmmjax.models import FactorMixture
 from gmmjax.typing import Array, ArrayLike, Float, pytree, static
 
 
@@ -75,12 +76,38 @@ class PrincipalAxes:
         >>> model.n_features, bool(jnp.allclose(model.covariances[0], jnp.cov(x.T), rtol=0.01))
         (3, True)
         """
+        self._check(mixture)
+        return _lift(self, mixture, jnp.asarray(floor, self.mean.dtype))
+
+    def lift_factors(self, mixture: GaussianMixture, floor: ArrayLike = 0.0) -> FactorMixture:
+        """The same as a mixture of factor analysers with spherical noise, of O(k d m) numbers.
+
+        For many features: `lift` makes a matrix of d × d for each component. Noise of variance σ² lies
+        in all directions here, so that a component which varies less than σ² along an axis that is kept
+        is raised to it; where none does the two are the same distribution.
+        """
+        self._check(mixture)
+        return _lift_factors(self, mixture, jnp.asarray(floor, self.mean.dtype))
+
+    def _check(self, mixture: GaussianMixture) -> None:
         if mixture.n_features != self.n_kept:
             raise ValueError(
                 f"mixture: expected {self.n_kept} features, as many as axes are kept; got "
                 f"{mixture.n_features}."
             )
-        return _lift(self, mixture, jnp.asarray(floor, self.mean.dtype))
+
+
+@jax.jit
+def _lift_factors(frame: PrincipalAxes, mixture: GaussianMixture, floor: Array) -> FactorMixture:
+    k, m = mixture.means.shape
+    inner = jnp.broadcast_to(tril(mixture.factors, k, m), (k, m, m))
+    variance = jnp.maximum(frame.residual_variance, floor)
+    directions, deviations, _ = jnp.linalg.svd(inner)
+    signal = jnp.sqrt(jnp.maximum(deviations**2 - variance, 0.0))
+    loadings = linalg.einsum("da,kab,kb->kdb", frame.axes[:, :m], directions, signal)
+    means = frame.decode(mixture.means)
+    scale = jnp.full_like(means, jnp.sqrt(variance))
+    return FactorMixture(mixture.log_weights, means, loadings, scale, noise="spherical")
 
 
 @jax.jit

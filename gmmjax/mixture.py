@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmmjax import checks, conditioning, expectation, families, incomplete, missing, moments
-from gmmjax.conditioning import Dims, Regression
+from gmmjax.checks import Dims
+from gmmjax.conditioning import Regression
 from gmmjax.frame import Frame
 from gmmjax.incomplete import Incomplete
 from gmmjax.moments import Moments

@@ -81,6 +81,26 @@ def test_the_floor_bounds_the_density_where_nothing_varies():
     assert np.all(np.isfinite(model.log_prob(x)))
 
 
+def test_lifted_factors_are_the_lifted_mixture_where_no_axis_varies_less_than_the_rest():
+    axes = PrincipalAxes.of(rows(), 3)
+    wide = latent().affine(np.zeros(3), 20.0)
+    x = wide.sample(jax.random.key(0), 20)[0]
+    x = np.asarray(axes.decode(x)) + 0.1 * rows(20, seed=3)
+    ours, dense = axes.lift_factors(wide), axes.lift(wide)
+    np.testing.assert_allclose(ours.covariances, dense.covariances, rtol=TOL, atol=100 * TOL)
+    np.testing.assert_allclose(ours.log_prob(x), dense.log_prob(x), rtol=10 * TOL, atol=10 * TOL)
+
+
+def test_lifted_factors_raise_a_narrow_axis_to_the_variance_of_the_rest():
+    axes = PrincipalAxes.of(rows(), 3)
+    narrow = latent(family="spherical").affine(np.zeros(3), 1e-3)
+    ours = axes.lift_factors(narrow, floor=4.0)
+    expected = max(4.0, float(axes.residual_variance)) * np.eye(6)
+    np.testing.assert_allclose(ours.covariances[0], expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="mixture: expected 3 features"):
+        axes.lift_factors(latent(m=2))
+
+
 def test_lower_half_of_a_digit_from_its_upper_half():
     """Better than the mean of its class; and an imputed picture is the regression's."""
     x, y = load_digits(return_X_y=True)

@@ -13,12 +13,13 @@ covariance and folds it back into Λ: plain EM crawls where the noise is small.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gmmjax import checks, families, linalg, moments
@@ -26,6 +27,7 @@ from gmmjax.blocks import split
 from gmmjax.frame import Frame
 from gmmjax.kmeans import kmeans
 from gmmjax.mixture import GaussianMixture
+from gmmjax.models import factor_conditioning
 from gmmjax.moments import Moments, Second
 from gmmjax.status import Status, worst
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
@@ -169,6 +171,33 @@ class FactorMixture:
             noise=noise,
         )
 
+    @classmethod
+    def join(cls, shares: ArrayLike, mixtures: "Sequence[FactorMixture]") -> "FactorMixture":
+        """Σ_c π_c p_c(x) as one mixture, the components of the first first; `shares`: π, of sum 1.
+
+        Raises `ValueError` where the mixtures differ in features or in factors, or the shares are
+        not a probability for each.
+        """
+        pi = np.asarray(shares, float)
+        if pi.shape != (len(mixtures),) or not (np.all(pi >= 0) and abs(pi.sum() - 1) <= 1e-5):
+            raise ValueError(
+                f"shares: expected {len(mixtures)} non-negative numbers of sum 1, one a mixture; got "
+                f"{pi.tolist()}."
+            )
+        kinds = {(m.n_features, m.n_factors) for m in mixtures}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"mixtures: expected one number of features and of factors; got {sorted(kinds)}."
+            )
+        with np.errstate(divide="ignore"):
+            log_pi = np.log(pi)
+        parts = [
+            (log_share + m.log_weights, m.means, m.loadings, m.scale)
+            for log_share, m in zip(log_pi, mixtures, strict=True)
+        ]
+        noise = "spherical" if all(m.noise == "spherical" for m in mixtures) else "diag"
+        return cls(*(jnp.concatenate(leaves) for leaves in zip(*parts, strict=True)), noise=noise)
+
     # --- reading ----------------------------------------------------------------------------------
 
     @property
@@ -236,8 +265,10 @@ class FactorMixture:
     def factors(self, x: Float[Array, "n d"]) -> Float[Array, "n k q"]:
         """E[factors | x, z = j]: where a row lies in each component's subspace."""
         p = self.prepare()
-        offset = linalg.einsum("kqd,kd->kq", p.regression, p.means / p.scale)
-        return linalg.einsum("kqd,nd->nkq", p.regression / p.scale[:, None, :], x) - offset
+        # About the middle of the means: the difference of two products about 0 would cancel.
+        centre = jnp.mean(p.means, axis=0)
+        offset = linalg.einsum("kqd,kd->kq", p.regression, (p.means - centre) / p.scale)
+        return linalg.einsum("kqd,nd->nkq", p.regression / p.scale[:, None, :], x - centre) - offset
 
     def sample(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n d"], Int[Array, "n"]]:
         """n draws (x, z)."""
@@ -251,6 +282,22 @@ class FactorMixture:
         stacked = jnp.swapaxes(self.loadings, 1, 2).reshape(k * q, d)
         signal = linalg.dot(placed.reshape(n, k * q), stacked)
         return self.means[z] + signal + self.scale[z] * e, z
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def marginal(self, dims: checks.Dims) -> "FactorMixture":
+        """The mixture of the coordinates `dims` alone: see `factor_conditioning.marginal`."""
+        return factor_conditioning.marginal(self, dims)
+
+    def condition(self, dims: checks.Dims, values: ArrayLike) -> "FactorMixture":
+        """The mixture of the others given x[dims] = values: see `factor_conditioning.condition`."""
+        return factor_conditioning.condition(self, dims, values)
+
+    def impute(
+        self, key: Key[Array, ""], x: ArrayLike, how: Literal["mean", "draw"] = "mean"
+    ) -> Float[Array, "n d"]:
+        """x [n, d] with a value for every NaN: see `factor_conditioning.impute`."""
+        return factor_conditioning.impute(key, self, x, how)
 
     # --- EM ---------------------------------------------------------------------------------------
 
@@ -275,15 +322,20 @@ class FactorMixture:
         """This mixture in the coordinates of a frame."""
         return self.affine(-frame.centre / frame.unit, 1.0 / frame.unit)
 
+    def inner_whitener(self) -> Float[Array, "k q q"]:
+        """L⁻¹ for M = L Lᵀ, the precision of the factors given x: L⁻ᵀ is a root of their covariance."""
+        loadings = self.loadings / self.scale[:, :, None]
+        eye = jnp.eye(self.n_factors, dtype=loadings.dtype)
+        inner = eye + linalg.dot(jnp.swapaxes(loadings, -1, -2), loadings)
+        return linalg.inverse_lower(linalg.cholesky(inner))
+
     def prepare(self) -> Prepared:
         """What the E-step needs, once a step."""
         loadings = self.loadings / self.scale[:, :, None]
         transposed = jnp.swapaxes(loadings, -1, -2)
-        eye = jnp.eye(self.n_factors, dtype=loadings.dtype)
-        inner = linalg.cholesky(eye + linalg.dot(transposed, loadings))
-        inverse = linalg.inverse_lower(inner)
+        inverse = self.inner_whitener()
         remaining = linalg.dot(jnp.swapaxes(inverse, -1, -2), inverse)
-        half_log_det = jnp.sum(jnp.log(self.scale), axis=-1) + linalg.half_log_det(inner)
+        half_log_det = jnp.sum(jnp.log(self.scale), axis=-1) - linalg.half_log_det(inverse)
         return Prepared(
             constant=self.log_weights - 0.5 * self.n_features * _LOG_2PI - half_log_det,
             means=self.means,
