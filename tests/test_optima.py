@@ -36,7 +36,10 @@ def default_fits(name: str, k: int, family: str) -> list[float]:
     return [float(fit.log_likelihood) for fit in fits]
 
 
-@pytest.mark.parametrize(("name", "k"), BEST_EEE)
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [pytest.param(*cell, marks=[pytest.mark.slow] if cell[1] > 4 else []) for cell in BEST_EEE],
+)
 def test_tied_reaches_the_best_known_value_for_every_key(name, k):
     with jax.enable_x64(True):
         found = np.array(default_fits(name, k, "tied"))
