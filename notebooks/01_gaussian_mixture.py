@@ -117,7 +117,7 @@ plt.show()
 # | $r_j(x) = p(z = j \mid x)$ | `model.responsibilities(x)` |
 #
 # The sum is taken of logarithms, $\log \sum_j e^{a_j} = m + \log \sum_j e^{a_j - m}$ with $m$ the
-# largest $a_j$. Exponentiating first would say $\log 0$ for every point far from all centres.
+# largest $a_j$ (`jax.nn.logsumexp`). Exponentiating first would say $\log 0$ for every point far from all centres.
 
 # %%
 far = jnp.array([[60.0, 60.0]])
@@ -126,7 +126,7 @@ print("densities first, then the logarithm:", float(jnp.log(densities.sum())))
 print("logarithms throughout:              ", float(model.log_prob(far)[0]))
 
 # %% [markdown]
-# Bayes' rule gives back what was hidden, as far as it can be known:
+# Bayes' rule gives back what was hidden, as far as it can be known (`model.responsibilities(x)`):
 #
 # $$r_{ij} = p(z_i = j \mid x_i) = \frac{\phi_j N(x_i; \mu_j, \Sigma_j)}{p(x_i)}$$
 
@@ -171,7 +171,7 @@ print("weights", np.round(gmmjax.mle.categorical(z), 3), "from labels; the true 
 #
 # This *looks* like a solution. But $r_{ij}$ is computed from all parameters, $\mu_j$ among them: it is
 # an equation for a fixed point, not a formula. (Notebook 2 makes an algorithm of it.) The whole
-# model can be differentiated, so the identity can be checked:
+# model can be differentiated (`jax.grad` of `model.log_likelihood`), so the identity can be checked:
 
 
 # %%

@@ -220,7 +220,8 @@ plt.show()
 #   \text{M-step:}\quad \phi_j = \frac{\sum_i w_i r_{ij}}{\sum_i w_i}, \quad
 #   \lambda_j = \frac{\sum_i w_i r_{ij} x_i}{\sum_i w_i r_{ij}} .$$
 #
-# To fit it, write down a pytree with the two steps. The driver does the rest.
+# To fit it, write down a pytree with the two steps: `log_joint` and `expect` for the left formula,
+# `maximize` for the two on the right. The driver does the rest.
 
 # %%
 from gmmjax.typing import pytree
