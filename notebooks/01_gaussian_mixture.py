@@ -117,7 +117,8 @@ plt.show()
 # | $r_j(x) = p(z = j \mid x)$ | `model.responsibilities(x)` |
 #
 # The sum is taken of logarithms, $\log \sum_j e^{a_j} = m + \log \sum_j e^{a_j - m}$ with $m$ the
-# largest $a_j$ (`jax.nn.logsumexp`). Exponentiating first would say $\log 0$ for every point far from all centres.
+# largest $a_j$ (`jax.nn.logsumexp`). Exponentiating first would say $\log 0$ for every point far from
+# all centres.
 
 # %%
 far = jnp.array([[60.0, 60.0]])
