@@ -18,6 +18,7 @@ generator, so that a run cut short leaves what it had.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from gmmjax.idx import Pictures, load_fashion_mnist, load_mnist
 
 CLASSES = 10
 FACTOR_FLOOR = 0.05
-"""Least noise of factor analysers, as a share of a pixel's variance: at the edge few pixels vary."""
+"""Least noise of factor analysers, as a share of the mean pixel's variance: some never vary in a class."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,15 @@ def in_principal_axes(family: str, components: int | None) -> Fit:
 def factor_analysers(data: Data, x: np.ndarray, restarts: int) -> ClassConditionalMixture:
     """A mixture of factor analysers a class, of the pixels themselves."""
     densities = []
+    least = np.sqrt(FACTOR_FLOOR * x.var(axis=0).mean())
     for c in range(CLASSES):
         own = x[data.train_y == c]
         result = gmmjax.models.fit_factors(
             jax.random.key(c), own, data.n_components, data.n_axes // 2,
             restarts=max(1, restarts // 4), reg=FACTOR_FLOOR, tol=1e-5,
         )  # fmt: skip
-        densities.append(result.model)
+        model = result.model
+        densities.append(dataclasses.replace(model, scale=jnp.maximum(model.scale, least)))
     return by_class(data, densities)
 
 
