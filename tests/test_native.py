@@ -144,7 +144,10 @@ def test_the_assignment_is_lloyds(n, d, k):
                 assert np.any(np.all(np.asarray(x) == np.asarray(at), axis=1))
 
 
-@pytest.mark.parametrize("family", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize(
+    "family",
+    ["full", *(pytest.param(f, marks=pytest.mark.slow) for f in ("tied", "diag", "spherical"))],
+)
 def test_a_fit_is_the_same_fit(family):
     x = rows(blobs(7, 600, 3, 4))
     options = {"family": family, "restarts": 12, "init": "k-means++"}
