@@ -121,4 +121,5 @@ def _coordinates(iterate: Any) -> Any:
 
 
 def _square(tree: Any) -> Float[Array, ""]:
-    return sum((jnp.sum(a * a) for a in jax.tree.leaves(tree)), jnp.zeros(()))
+    first, *rest = [jnp.sum(a * a) for a in jax.tree.leaves(tree)]
+    return sum(rest, first)

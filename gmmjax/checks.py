@@ -107,15 +107,14 @@ def other_dims(dims: np.ndarray, d: int) -> np.ndarray:
 
 
 def given(values: ArrayLike, m: int, dtype: Any) -> Array:
-    """What is known of the coordinates `dims`: [..., m], finite."""
+    """What is known of the coordinates `dims`: [..., m], finite, in the dtype of the model."""
     array = jnp.asarray(values)
     if array.ndim == 0 or array.shape[-1] != m:
         raise ValueError(
             f"values: expected shape [..., {m}], one number for each of dims on the last axis; got "
             f"{array.shape}."
         )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(dtype)
+    array = array.astype(dtype)
     if concrete(array) and not np.all(np.isfinite(np.asarray(array))):
         raise ValueError(
             "values: expected finite numbers; got NaN or infinity. Leave unknown coordinates out "

@@ -1,5 +1,8 @@
 """`fit`: a Gaussian mixture from data, by EM from many starts, the best kept."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from gmmjax.backend import Choice, choose, program
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
-from gmmjax.lanes import Lanes, default_restarts
+from gmmjax.lanes import Lanes, default_restarts, one_by_one
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.search import search
@@ -207,7 +210,11 @@ def _starts(
 
 
 @program("k", "family", "init", "lanes", "choice", "accelerate")
-def _search(
+def _search(*operands: Any, **structure: Any) -> FitResult:
+    return one_by_one(partial(_best, **structure), *operands)
+
+
+def _best(
     key: Array, frame: Frame, data: Blocks, known: Blocks | None, weight: Array,
     models: GaussianMixture, prior: Prior | None, reg: Array, tol: Array, max_steps: Array, *,
     k: int, family: str, init: str, lanes: int, choice: Choice, accelerate: bool,

@@ -184,8 +184,8 @@ def swap(key: Key[Array, ""], model: GaussianMixture, blocks: Blocks) -> Gaussia
     """
     u = jax.random.uniform(key, (2,), model.means.dtype)
     # Masked components, of weight 0, stay where they are.
-    used = model.log_weights > -jnp.inf
-    j = at_quantile(u[:1], used.astype(model.means.dtype))[0]
+    used = (model.log_weights > -jnp.inf).astype(model.means.dtype)
+    j = at_quantile(u[:1], used)[0]
     row = at_quantile(u[1:], blocks.weights.reshape(-1))[0]
     log_weights = model.log_weights.at[j].set(-jnp.log(jnp.sum(used)))
     return dataclasses.replace(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from gmmjax import linalg
 from gmmjax.em import EMResult, EMState, Turn
@@ -32,6 +33,39 @@ def in_batches(fn: Callable[[Any], Any], xs: Any, batch: int) -> Any:
     index = jnp.minimum(jnp.arange(-(-r // batch) * batch), r - 1).reshape(-1, batch)
     out = lax.map(lambda at: jax.vmap(fn)(jax.tree.map(lambda a: a[at], xs)), index)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:r], out)
+
+
+def one_by_one(fn: Callable[..., Any], *operands: Any) -> Any:
+    """fn(*operands), and under `vmap` on a CPU one batch member after another.
+
+    Data sets that step together wait for the one that takes most steps, and their slots are not taken up by
+    another's starts. A GPU has room for all, so there it is the plain `vmap`. `fn` must read no tracer
+    but its operands.
+    """
+    if jax.default_backend() != "cpu":
+        return fn(*operands)
+
+    @custom_vmap
+    def call(*operands: Any) -> Any:
+        return fn(*operands)
+
+    @call.def_vmap
+    def _(size: int, batched: Any, *operands: Any) -> Any:
+        leaves, structure = jax.tree.flatten(operands)
+        mapped = jax.tree.leaves(batched)
+        varying = [leaf for leaf, moves in zip(leaves, mapped, strict=True) if moves]
+
+        def one(mine: list[Array]) -> Any:
+            own = iter(mine)
+            every = [
+                next(own) if moves else leaf for leaf, moves in zip(leaves, mapped, strict=True)
+            ]
+            return one_by_one(fn, *jax.tree.unflatten(structure, every))
+
+        out = lax.map(one, varying)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call(*operands)
 
 
 @pytree

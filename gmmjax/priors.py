@@ -7,6 +7,7 @@ for normal mixture estimation", table 3.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from gmmjax import families
@@ -107,9 +108,10 @@ class Prior:
         )
 
     def into(self, frame: Frame) -> "Prior":
-        """This prior, of the parameters in the coordinates of a frame."""
-        scale = self.scale / frame.unit**2
-        return dataclasses.replace(self, mean=frame.enter(self.mean), scale=scale)
+        """This prior, of the parameters in the coordinates of a frame, and in its dtype."""
+        own = jax.tree.map(lambda a: jnp.asarray(a, frame.centre.dtype), self)
+        scale = own.scale / frame.unit**2
+        return dataclasses.replace(own, mean=frame.enter(own.mean), scale=scale)
 
     def second(self, kind: Second) -> Array:
         """Ψ in the shape of one component's second moment."""

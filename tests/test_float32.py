@@ -142,3 +142,45 @@ def test_a_lane_ends_though_its_objective_rounds_by_more_than_its_last_digit(acc
     assert bool(result.converged)
     assert int(result.lanes.n_steps.max()) < 300
     assert abs(float(result.log_likelihood) - float(exact)) < 1e-4 * 600
+
+
+# ---- float32 rows while JAX's x64 mode is on ----
+
+
+def _floats(tree) -> set[str]:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return {str(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+IRIS = gmmjax.datasets.load_iris()
+KEY = jax.random.key(0)
+SOME_LABELS = np.where(np.arange(150) % 3, -1, IRIS.labels)
+ENTRIES = {
+    "fit": lambda x: gmmjax.fit(KEY, x, 3, restarts=12),
+    "fit, no swaps": lambda x: gmmjax.fit(KEY, x, 3, restarts=6, init="k-means", family="tied"),
+    "fit, float64 prior": lambda x: gmmjax.fit(
+        KEY, x, 3, restarts=6, prior=gmmjax.Prior.default(IRIS.x, 3, "full")
+    ),
+    "fit, missing": lambda x: gmmjax.fit(
+        KEY, x.at[::3, 1].set(jnp.nan), 2, restarts=6, missing="marginalize"
+    ),
+    "em": lambda x: gmmjax.em(gmmjax.mle.mixture(x, IRIS.labels), x, accelerate=True),
+    "kmeans": lambda x: gmmjax.kmeans(KEY, x, 3),
+    "select": lambda x: gmmjax.select(KEY, x, [1, 2], ["EEI", "VVI"], restarts=6).model,
+    "fit_factors": lambda x: gmmjax.models.fit_factors(KEY, x, 2, 1, restarts=2),
+    "fit_noise": lambda x: gmmjax.models.fit_noise(KEY, x, 2, restarts=2),
+    "bootstrap": lambda x: gmmjax.inference.bootstrap(
+        KEY, gmmjax.mle.mixture(x, IRIS.labels), x, replicates=5
+    ),
+    "semi-supervised": lambda x: gmmjax.classification.fit_semi_supervised(
+        KEY, x, SOME_LABELS, restarts=2
+    ),
+    "condition": lambda x: gmmjax.mle.mixture(x, IRIS.labels).condition([0], [5.0]),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_float32_rows_stay_float32_where_x64_is_on(entry):
+    """A constant of the default dtype in a loop made `fit` raise a TypeError from deep inside."""
+    with jax.enable_x64(True):
+        assert _floats(ENTRIES[entry](jnp.asarray(IRIS.x, jnp.float32))) == {"float32"}
