@@ -17,7 +17,8 @@ from gmmjax.frame import Frame
 from gmmjax.lanes import Lanes, default_restarts, one_by_one
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
-from gmmjax.search import search
+from gmmjax.rounding import resolution, too_narrow
+from gmmjax.search import search, wary
 from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
 
@@ -223,6 +224,8 @@ def _best(
     seen = data if known is None else known
     local = None if prior is None else prior.into(frame)
     once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
+    if prior is None:  # which holds narrow components in place
+        once = wary(once, partial(too_narrow, least=resolution(data)))
     empty = blank(jax.tree.map(lambda a: a[0], models), seen, accelerate=accelerate)
 
     def swap(key: Array, best: GaussianMixture) -> GaussianMixture:

@@ -25,7 +25,8 @@ from gmmjax.em import blank, turn
 from gmmjax.frame import Frame
 from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
-from gmmjax.search import search
+from gmmjax.rounding import resolution, too_narrow
+from gmmjax.search import search, wary
 from gmmjax.status import FitError, Status, is_success
 from gmmjax.typing import Array, ArrayLike, Float, Key, pytree
 
@@ -257,7 +258,9 @@ def _fit(
             key, "mixed", lanes, batch, data, capacity, names[0], prior=None, reg=reg,
             coordinates=_metric(factor, names, choice), n_used=choice.n_components,
         )  # fmt: skip
+        least = resolution(data)
         once = turn(data, prior=choice, reg=reg, tol=tol, max_steps=max_steps)
+        once = wary(once, lambda candidate: too_narrow(candidate.mixture, least))
         models = Candidate(starts, names)
         empty = blank(jax.tree.map(lambda a: a[0], models), data, accelerate=accelerate)
 

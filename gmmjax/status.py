@@ -50,9 +50,9 @@ _MESSAGES = {
         "Use fewer components, more restarts, or a prior with concentration above 1"
     ),
     Status.SPURIOUS: (
-        "a component rests on so few rows (less than twice what makes its covariance invertible) "
-        "that its maximum says little: such maxima exist in any data. Use fewer components, a "
-        "simpler family, or a prior"
+        "a component rests on so few rows (less than twice what makes its covariance invertible), or "
+        "is so much narrower than the digits of a column tell, that its maximum says little: such "
+        "maxima exist in any data. Use fewer components, a simpler family, or a prior"
     ),
     Status.DEGENERATE: (
         "a covariance lies on its floor (`reg` times the variance of the data): a component has "
