@@ -71,10 +71,13 @@ class SelectionResult:
 
     @property
     def best(self) -> Cell:
-        """The least criterion among the sound cells; among the usable ones where none is sound."""
+        """The least criterion among the sound cells; among the usable ones where none is sound.
+
+        Families that coincide, as some do at one component, differ by rounding: the first is taken.
+        """
         usable = [cell for cell in self.cells if cell.usable]
         sound = [cell for cell in usable if cell.sound]
-        return min(sound or usable or self.cells, key=lambda cell: cell.criterion)
+        return min(sound or usable or self.cells, key=lambda cell: round(cell.criterion, 6))
 
     @property
     def model(self) -> GaussianMixture:

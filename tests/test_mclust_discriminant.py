@@ -152,6 +152,22 @@ def test_mixture_discriminant_analysis_chooses_as_mclust(iris, mclust_da):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not X64, reason="families that iterate are compared in float64")
+def test_the_whole_grid_chooses_as_mclust_for_every_class(iris):
+    """14 families × k = 1 to 5 in each class; mclust's XXX is one normal, which 8 of the 14 names give."""
+    x, y = iris
+    for c, name in enumerate(discriminant("iris_MclustDA")["classes"]):
+        theirs = discriminant("iris_MclustDA")["models"][name]
+        found = gmmjax.select(KEY, x[y == c], range(1, 6), restarts=12)
+        family = gmmjax.families.get(found.best.family).mclust
+        if theirs["modelName"] == "XXX":
+            assert (family, found.best.n_components) == ("VVV", 1)
+        else:
+            k = np.shape(theirs["parameters"]["pro"])[0]
+            assert (family, found.best.n_components) == (theirs["modelName"], k)
+
+
 @pytest.mark.skipif(not X64, reason="one mode shows the logic; it compiles for long")
 def test_a_mixture_a_class_in_ten_folds(iris):
     """The structure that all rows chose, refitted without each fold in one vmapped program."""
