@@ -224,7 +224,8 @@ def _best(
     seen = data if known is None else known
     local = None if prior is None else prior.into(frame)
     once = turn(seen, prior=local, reg=reg, tol=tol, max_steps=max_steps)
-    if prior is None:  # which holds narrow components in place
+    own = families.get(family).rows_needed(data.data.shape[-1]) > 0
+    if own and prior is None:  # a prior holds narrow components in place
         once = wary(once, partial(too_narrow, least=resolution(data)))
     empty = blank(jax.tree.map(lambda a: a[0], models), seen, accelerate=accelerate)
 

@@ -4,6 +4,9 @@ Of waiting times in whole minutes some are equal, by the rounding alone, and a c
 handful of them for a line. Its likelihood then measures the rounding. Rounding to multiples of δ adds
 δ²/12 to the variance of a column (Sheppard 1898): a component with less than that in all is narrower
 than the data can show.
+
+Where all components share one variance of a column none of them can be narrow by itself, and such
+families (`rows_needed` 0) are not asked. Nor are columns that spread less than δ: they count categories.
 """
 
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ SAMPLE = 4096
 
 
 def resolution(blocks: Blocks) -> Float[Array, "d"]:
-    """The least gap between two values of a column; 0 in a column of one value.
+    """The least gap between two values of a column; 0 where the column's deviation is less than that.
 
     Values that differ by a few units in the last place count as equal.
     """
@@ -30,7 +33,8 @@ def resolution(blocks: Blocks) -> Float[Array, "d"]:
     largest = jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0.0), axis=0)
     apart = jnp.isfinite(gaps) & (gaps > 16 * jnp.finfo(x.dtype).eps * largest)
     least = jnp.min(jnp.where(apart, gaps, jnp.inf), axis=0, initial=jnp.inf)
-    return jnp.where(jnp.isfinite(least), least, 0.0)
+    spread = jnp.std(x, axis=0, where=(w > 0)[:, None])
+    return jnp.where(spread > least, least, 0.0)
 
 
 def too_narrow(model: GaussianMixture, least: Float[Array, "d"]) -> Bool[Array, ""]:

@@ -261,7 +261,8 @@ def _fit(
             key, "mixed", lanes, batch, data, capacity, names[0], prior=None, reg=reg,
             coordinates=_metric(factor, names, choice), n_used=choice.n_components,
         )  # fmt: skip
-        least = resolution(data)
+        own = jnp.asarray([families_.get(name).rows_needed(x.shape[1]) > 0 for name in names])
+        least = jnp.where(own[choice.family], resolution(data), 0.0)
         once = turn(data, prior=choice, reg=reg, tol=tol, max_steps=max_steps)
         once = wary(once, lambda candidate: too_narrow(candidate.mixture, least))
         models = Candidate(starts, names)

@@ -18,12 +18,18 @@ def of(x, weights=None, block=None) -> np.ndarray:
 
 
 def test_the_least_gap_between_two_values_of_a_column():
-    x = np.array([[0.5, 3.0], [0.0, 3.0], [2.0, -4.0], [0.5, 10.0]])
-    np.testing.assert_allclose(of(x), [0.5, 7.0])
-    np.testing.assert_allclose(of(x, block=3), [0.5, 7.0])  # filled up with a row of weight 0
-    np.testing.assert_allclose(of(x, [0.0, 1.0, 1.0, 1.0]), [0.5, 7.0])
-    np.testing.assert_allclose(of(x, [1.0, 1.0, 1.0, 0.0]), [0.5, 7.0])
-    np.testing.assert_allclose(of(x, [1.0, 0.0, 1.0, 0.0]), [1.5, 7.0])
+    x = np.array([[0.5, 3.0], [0.0, 3.0], [9.0, -4.0], [0.5, 8.0]])
+    np.testing.assert_allclose(of(x), [0.5, 0.0])  # of the second below
+    np.testing.assert_allclose(of(x, block=3), [0.5, 0.0])  # filled up with a row of weight 0
+    np.testing.assert_allclose(of(x, [1.0, 0.0, 1.0, 1.0]), [0.0, 0.0])
+    x[:, 1] = [3.0, 3.0, -4.0, 3.5]
+    np.testing.assert_allclose(of(x), [0.5, 0.5])
+    np.testing.assert_allclose(of(x, [1.0, 1.0, 1.0, 0.0]), [0.5, 0.0])
+
+
+def test_a_column_that_spreads_less_than_its_gap_counts_categories():
+    assert of(np.array([0.0, 0.0, 1.0, 1.0])[:, None]) == 0.0
+    assert of(np.arange(4.0)[:, None]) == 1.0
 
 
 def test_a_column_of_one_value_tells_nothing():
@@ -33,8 +39,8 @@ def test_a_column_of_one_value_tells_nothing():
 
 def test_a_gap_of_rounding_in_arithmetic_is_none():
     """0.1 + 0.2 is not 0.3."""
-    x = np.array([0.1 + 0.2, 0.3, 0.7, 1.0])[:, None]
-    np.testing.assert_allclose(of(x), 0.3, rtol=1e-5)
+    x = np.array([0.1 + 0.2, 0.3, 0.4, 0.6, 1.0])[:, None]
+    np.testing.assert_allclose(of(x), 0.1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-3])
@@ -97,6 +103,15 @@ def test_a_prior_holds_narrow_components():
     prior = gmmjax.Prior.default(x, 2, "full")
     result = gmmjax.fit(KEY, x, 2, init=on_a_line, prior=prior, max_steps=3, tol=0.0)
     assert Status(int(result.status)) == Status.MAX_STEPS
+
+
+def test_shared_variances_are_not_asked():
+    """Three values and three components: one variance for all, as small as the floor lets it be."""
+    x = np.concatenate([np.zeros(30), np.ones(30), np.full(4, 30.0)])[:, None]
+    assert of(x) == 1.0
+    labels = (x[:, 0] > 0.5).astype(int) + (x[:, 0] > 5)
+    result = gmmjax.fit(KEY, x, 3, family="EII", init=labels, reg=1e-3)
+    assert Status(int(result.status)) == Status.DEGENERATE  # by the floor alone
 
 
 @pytest.mark.slow
