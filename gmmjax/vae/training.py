@@ -132,9 +132,14 @@ def step(
     if by_gradient:
         return _move_prior(state, gradients[2], pace, rates)
     if plan.prior_update == "online":
-        weights = jnp.full(len(x), n / len(x), x.dtype)
-        sums, _ = state.prior.prepare().expect(codes, weights, evidence)
-        return _refit(state, sums, conjugate, pace * rates.prior_rate, rates.reg)
+
+        def moved(state: TrainState) -> TrainState:
+            weights = jnp.full(len(x), n / len(x), x.dtype)
+            sums, _ = state.prior.prepare().expect(codes, weights, evidence)
+            return _refit(state, sums, conjugate, pace * rates.prior_rate, rates.reg)
+
+        # The rate has no axis of seeds, so that pretraining skips this under `vmap` as well.
+        return lax.cond(rates.prior_rate > 0, moved, lambda state: state, state)
     return state
 
 
