@@ -40,8 +40,8 @@ def train(
     begin = time.perf_counter()
     result = fit_gmvae(
         jax.random.key(seed), pictures.train_x[: options.rows] / np.float32(255), k,
-        latent=options.latent, hidden=tuple(options.hidden), likelihood=likelihood, seeds=seeds,
-        training=settings, progress=options.progress,
+        latent=options.latent, hidden=tuple(options.hidden), likelihood=likelihood,
+        family=options.family, seeds=seeds, training=settings, progress=options.progress,
     )  # fmt: skip
     jax.block_until_ready(result.elbo)
     return result, time.perf_counter() - begin
@@ -150,11 +150,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, nargs=2, default=[100, 30], help="pretraining, joint")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[500, 500, 2000])
+    parser.add_argument("--epochs", type=int, nargs=2, default=[40, 10], help="pretraining, joint")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 256])
     parser.add_argument("--latent", type=int, default=10)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--shift", type=float, default=1.0)
+    parser.add_argument("--family", default="EEV", help="of the prior's covariances")
     parser.add_argument("--restarts", type=int, default=24)
     parser.add_argument("--importance", type=int, default=5000)
     parser.add_argument("--test-rows", type=int, default=10_000, help="of the likelihood")

@@ -28,7 +28,7 @@ import jax
 import pytest
 
 EDGES = {"test_cli", "test_tables", "test_plot", "test_datasets", "test_idx", "test_project"}
-EDGES |= {"test_architecture", "test_notebooks", "test_compare"}
+EDGES |= {"test_architecture", "test_notebooks", "test_compare", "test_gmvae_digits"}
 STATUSES = {"test_hard_inputs"}  # of which none hangs on the mode
 FIGURES = {"test_inference", "test_noise", "test_semi_supervised", "test_classification"}
 FIGURES |= {"test_mclust_discriminant", "test_factor_analysis", "test_generation"}
