@@ -35,12 +35,12 @@ plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.ri
 # %%
 pictures, y = load_digits(return_X_y=True)
 x = pictures.reshape(-1, 8, 8) / 16
-settings = Training(pretrain_epochs=150, epochs=10, shift=0.6, restarts=16, prior_update="epoch")
+settings = Training(pretrain_epochs=150, epochs=10, shift=0.6, restarts=96, prior_update="epoch")
 seeds = 3
 if QUICK:
     settings = Training(pretrain_epochs=10, epochs=2, shift=0.6, restarts=2)
     seeds = 2
-sizes = {"latent": 16, "family": "full" if QUICK else "VEV", "seeds": seeds}
+sizes = {"latent": 16, "family": "full" if QUICK else "EEV", "seeds": seeds}
 result = fit_gmvae(jax.random.key(0), x, 10, training=settings, y=y, **sizes)
 model = result.model
 found = [100 * float(metrics.matched_accuracy(y, np.asarray(m.predict(x)))) for m in result.seeds()]

@@ -100,12 +100,12 @@ clusters["factor analysers"] = factors.predict(x)
 parameters["factor analysers"] = factors.n_parameters()
 
 # %%
-settings = Training(pretrain_epochs=150, epochs=10, shift=0.6, restarts=16, prior_update="epoch")
+settings = Training(pretrain_epochs=150, epochs=10, shift=0.6, restarts=96, prior_update="epoch")
 plain = Training(pretrain="autoencoder", pretrain_epochs=100, epochs=0, shift=0.6)
 if QUICK:
     settings = Training(pretrain_epochs=4, epochs=1, restarts=2)
     plain = Training(pretrain="autoencoder", pretrain_epochs=5, epochs=0)
-family = "full" if QUICK else "VEV"
+family = "full" if QUICK else "EEV"
 sizes = {"shape": (8, 8), "latent": 16, "family": family, "seeds": 1 if QUICK else 3}
 
 auto = fit_gmvae(key, x[train], 10, training=plain, **sizes).model.encode(x)
