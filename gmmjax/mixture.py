@@ -178,7 +178,7 @@ class GaussianMixture:
         log_joint = self.log_joint(x)
         return jnp.max(log_joint, axis=-1) - jax.nn.logsumexp(log_joint, axis=-1)
 
-    def predict(self, x: ArrayLike) -> Int[Array, "*batch"]:
+    def predict(self, x: ArrayLike | Uncertain) -> Int[Array, "*batch"]:
         """The most probable component of each row."""
         return jnp.argmax(self.log_joint(x), axis=-1)
 

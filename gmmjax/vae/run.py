@@ -154,46 +154,50 @@ def _begin(progress: Progress, data: Data, settings: Training, plan: Plan, stage
 
 
 def hand_over(progress: Progress, data: Data, settings: Training, plan: Plan) -> Progress:
-    """Each seed's prior becomes the mixture that EM with many starts finds on its codes.
+    """Each seed's prior becomes the mixture that EM with many starts finds on its codes."""
+    states = progress.states
+    k, family = states.prior.means.shape[-2], states.prior.family
+    found = []
+    for seed in range(states.epoch.shape[0]):
+        network = jax.tree.map(lambda a, seed=seed: a[seed], states.network)
+        key = jax.random.fold_in(data.key_fit, seed)
+        codes = _codes(network, data.rows)
+        found.append(mixture_of_codes(key, codes, k, family, settings, data.labels))
+    prior, conjugates = jax.tree.map(lambda *a: jnp.stack(a), *found)
+    sums = _moments(states.network, prior, states.key, data.rows, data.evidence, plan.objective)
+    states = dataclasses.replace(states, prior=prior, moments=sums)
+    return dataclasses.replace(progress, states=states, conjugates=conjugates)
+
+
+def mixture_of_codes(
+    key: Key[Array, ""],
+    codes: Uncertain,
+    k: int,
+    family: str,
+    settings: Training,
+    labels: Int[Array, "n"] | None = None,
+) -> tuple[GaussianMixture, Prior | None]:
+    """The mixture that EM with many starts finds on codes, and the conjugate prior that it had.
 
     The starts are on the mean codes. From the best of them EM goes on with the codes as rows known up to
     the encoder's noise: their spread is that of the means and the noise together.
     """
-    states = progress.states
-    k, family = states.prior.means.shape[-2], states.prior.family
-    priors, conjugates = [], []
-    for seed in range(states.epoch.shape[0]):
-        network = jax.tree.map(lambda a, seed=seed: a[seed], states.network)
-        codes = _codes(network, data.rows)
-        key, key_noise = jax.random.split(jax.random.fold_in(data.key_fit, seed))
-        limits: dict[str, Any] = {"reg": settings.reg, "tol": 1e-5}
-        options: dict[str, Any] = {
-            "family": family, "restarts": settings.restarts, "max_steps": 300, "throw": False,
-            "prior": Prior.default(codes.x, k, family) if settings.map_prior else None, **limits,
-        }  # fmt: skip
-        conjugate = None
-        if settings.map_prior:
-            noise = jax.random.normal(key_noise, codes.x.shape, codes.x.dtype)
-            conjugate = Prior.default(codes.x + jnp.sqrt(codes.variance) * noise, k, family)
-        if data.labels is None:
-            start = fit(key, codes.x, k, **options).model
-            start = _with_noise(start, codes, conjugate, settings.reg)
-            start = em(start, codes, prior=conjugate, max_steps=100, **limits).model
-        else:
-            start = fit_semi_supervised(key, codes.x, data.labels, k, **options).model
-            start = _with_noise(start, codes, conjugate, settings.reg)
-        priors.append(start)
-        conjugates.append(conjugate)
-    prior = jax.tree.map(lambda *a: jnp.stack(a), *priors)
-    sums = _moments(states.network, prior, states.key, data.rows, data.evidence, plan.objective)
-    states = dataclasses.replace(states, prior=prior, moments=sums)
-    return dataclasses.replace(
-        progress,
-        states=states,
-        conjugates=jax.tree.map(lambda *a: jnp.stack(a), *conjugates)
-        if settings.map_prior
-        else None,
-    )
+    key, key_noise = jax.random.split(key)
+    limits: dict[str, Any] = {"reg": settings.reg, "tol": 1e-5}
+    options: dict[str, Any] = {
+        "family": family, "restarts": settings.restarts, "max_steps": 300, "throw": False,
+        "prior": Prior.default(codes.x, k, family) if settings.map_prior else None, **limits,
+    }  # fmt: skip
+    conjugate = None
+    if settings.map_prior:
+        noise = jax.random.normal(key_noise, codes.x.shape, codes.x.dtype)
+        conjugate = Prior.default(codes.x + jnp.sqrt(codes.variance) * noise, k, family)
+    if labels is not None:
+        start = fit_semi_supervised(key, codes.x, labels, k, **options).model
+        return _with_noise(start, codes, conjugate, settings.reg), conjugate
+    start = fit(key, codes.x, k, **options).model
+    start = _with_noise(start, codes, conjugate, settings.reg)
+    return em(start, codes, prior=conjugate, max_steps=100, **limits).model, conjugate
 
 
 @jax.jit
