@@ -40,7 +40,7 @@ seeds = 3
 if QUICK:
     settings = Training(pretrain_epochs=10, epochs=2, shift=0.6, restarts=2)
     seeds = 2
-sizes = {"latent": 16, "family": "full" if QUICK else "EEV", "seeds": seeds}
+sizes = {"latent": 16, "seeds": seeds}
 result = fit_gmvae(jax.random.key(0), x, 10, training=settings, y=y, **sizes)
 model = result.model
 found = [100 * float(metrics.matched_accuracy(y, np.asarray(m.predict(x)))) for m in result.seeds()]

@@ -105,8 +105,7 @@ plain = Training(pretrain="autoencoder", pretrain_epochs=100, epochs=0, shift=0.
 if QUICK:
     settings = Training(pretrain_epochs=4, epochs=1, restarts=2)
     plain = Training(pretrain="autoencoder", pretrain_epochs=5, epochs=0)
-family = "full" if QUICK else "EEV"
-sizes = {"shape": (8, 8), "latent": 16, "family": family, "seeds": 1 if QUICK else 3}
+sizes = {"shape": (8, 8), "latent": 16, "seeds": 1 if QUICK else 3}
 
 auto = fit_gmvae(key, x[train], 10, training=plain, **sizes).model.encode(x)
 clusters["autoencoder + K-means"] = gmmjax.kmeans(
