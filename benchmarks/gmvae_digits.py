@@ -100,6 +100,10 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--key", type=int, default=0)
+    parser.add_argument("--pretrain-epochs", type=int, default=SETTINGS.pretrain_epochs)
+    parser.add_argument(
+        "--restarts", type=int, default=SETTINGS.restarts, help="of EM on the codes"
+    )
     parser.add_argument("--all", action="store_true", help="train on all rows: transductive only")
     parser.add_argument("--alone", action="store_true", help="without K-means and PCA + mixture")
     parser.add_argument("--quick", action="store_true", help="two seeds, three epochs: a check")
@@ -109,10 +113,13 @@ def main(arguments: list[str] | None = None) -> dict[str, np.ndarray]:
     order = np.random.default_rng(0).permutation(len(x))
     test, train = (order[:0], order) if options.all else (order[:360], order[360:])
     seeds = 2 if options.quick else options.seeds
+    settings = dataclasses.replace(
+        SETTINGS, pretrain_epochs=options.pretrain_epochs, restarts=options.restarts
+    )
     begin = time.perf_counter()
     result = fit_gmvae(
         jax.random.key(options.key), x[train], 10, shape=(8, 8), latent=16, family="EEV", seeds=seeds,
-        training=QUICK if options.quick else SETTINGS,
+        training=QUICK if options.quick else settings,
     )  # fmt: skip
     jax.block_until_ready(result.elbo)
     seconds = time.perf_counter() - begin

@@ -38,7 +38,7 @@ def default_fits(name: str, k: int, family: str) -> list[float]:
 
 @pytest.mark.parametrize(
     ("name", "k"),
-    [pytest.param(*cell, marks=[pytest.mark.slow] if cell[1] > 4 else []) for cell in BEST_EEE],
+    [pytest.param(*cell, marks=[pytest.mark.slow] if cell[1] > 3 else []) for cell in BEST_EEE],
 )
 def test_tied_reaches_the_best_known_value_for_every_key(name, k):
     with jax.enable_x64(True):
@@ -47,7 +47,7 @@ def test_tied_reaches_the_best_known_value_for_every_key(name, k):
 
 
 @pytest.mark.parametrize("name", LOAD)
-@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("k", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_full_reaches_the_best_of_500_starts_for_every_key(name, k):
     with jax.enable_x64(True):
         many = gmmjax.fit(jax.random.key(77), LOAD[name]().x, k, restarts=500)
