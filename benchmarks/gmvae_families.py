@@ -12,16 +12,14 @@ rows (the mean adjusted Rand index of two seeds).
 """
 
 import argparse
-import itertools
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from benchmarks.gmvae_digits import scores
-from gmmjax import metrics
-from gmmjax.datasets import load_fashion_mnist, load_mnist
+from benchmarks.gmvae_digits import consensus, scores
+from benchmarks.gmvae_mnist import load
 from gmmjax.vae import Training, fit_gmvae
 from gmmjax.vae.run import mixture_of_codes
 
@@ -44,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--families", default="EEV,EVV,VEV,VVV,EEE,VVI")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args(arguments)
-    pictures = (load_fashion_mnist if "fashion" in options.data.name else load_mnist)(options.data)
+    pictures = load(options.data)
     x = pictures.train_x[: options.rows] / np.float32(255)
     test_x, test_y = pictures.test_x / np.float32(255), pictures.test_y
     settings = Training(
@@ -70,9 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
             own.append(np.asarray(mixture.predict(codes)))
             likelihood.append(float(np.mean(mixture.log_prob(codes))))
             bic.append(mixture.n_parameters() * np.log(len(x)) / len(x) - 2 * likelihood[-1])
-        agreement = np.mean([
-            float(metrics.adjusted_rand(a, b)) for a, b in itertools.combinations(own, 2)
-        ])  # fmt: skip
+        agreement = np.mean(consensus(own))
         mean, spread = np.mean(held_out, axis=0), np.std(held_out, axis=0, ddof=1)
         print(
             f"| {family} | {mean[0]:.1f} ± {spread[0]:.1f} | {mean[1]:.1f} ± {spread[1]:.1f} | "

@@ -28,6 +28,11 @@ from gmmjax.idx import Pictures, load_fashion_mnist, load_mnist
 from gmmjax.vae import GMVAEResult, Training, fit_gmvae
 
 
+def load(folder: Path) -> Pictures:
+    """MNIST, or Fashion-MNIST where the folder's name says so."""
+    return (load_fashion_mnist if "fashion" in folder.name else load_mnist)(folder)
+
+
 def train(
     seed: int, pictures: Pictures, options: argparse.Namespace, k: int, likelihood: str, seeds: int
 ) -> tuple[GMVAEResult, float]:
@@ -170,7 +175,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args(arguments)
     wanted = options.only or ["clustering", "purity", "likelihood", "speed"]
-    load = load_fashion_mnist if "fashion" in options.data.name else load_mnist
     pictures = load(options.data)
     test_x, test_y = pictures.test_x / np.float32(255), pictures.test_y
     print(f"{options.data.name}: {options.rows} rows, {options.seeds} seeds, on {jax.devices()[0]}")

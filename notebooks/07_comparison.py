@@ -205,8 +205,7 @@ plt.show()
 # On these 1,200 digits the mixture of factor analysers is ahead on every line but the neighbours: its
 # clusters are closer to the classes than the GMVAE's, its likelihood is higher and exact, its samples
 # are the better ones, at a thirtieth of the parameters. Little data of low resolution is where a
-# local linear model is enough, and a network has more to learn than the rows can tell it. On the
-# 60,000 pictures of MNIST it is the other way round (docs/vae.md).
+# local linear model is enough, and a network has more to learn than the rows can tell it.
 #
 # *A mixture* where rows are few or their structure is nearly linear: it trains in seconds, and it
 # conditions in closed form (`condition`, `impute`), which a VAE cannot. *Factor analysers* where a
