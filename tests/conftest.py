@@ -32,7 +32,8 @@ EDGES |= {"test_architecture", "test_notebooks", "test_compare", "test_gmvae_dig
 STATUSES = {"test_hard_inputs"}  # of which none hangs on the mode
 FIGURES = {"test_inference", "test_noise", "test_semi_supervised", "test_classification"}
 FIGURES |= {"test_mclust_discriminant", "test_factor_analysis", "test_generation"}
-"""Statistics on top of the core, whose figures are float64's: in float32 they are long tests."""
+FIGURES |= {"test_factor_conditioning", "test_rounding", "test_io"}
+"""What stands on the core, and whose figures are float64's: in float32 they are long tests."""
 
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 40_000
