@@ -18,7 +18,7 @@ from gmmjax.lanes import Lanes, default_restarts, one_by_one
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.rounding import resolution, too_narrow
-from gmmjax.search import search, wary
+from gmmjax.search import n_fresh, search, wary
 from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
 
@@ -71,12 +71,12 @@ def fit(
     - `x`: data [n, d], finite; or with NaN for missing values, see `missing`.
     - `n_components`: k ≥ 1, at most the number of rows.
     - `family`: "full", "tied", "diag" or "spherical" (`families.names()`).
-    - `restarts`: how many starts; `None` for `lanes.default_restarts`, 144 on small data and fewer on
-      large. Given models or labels, as many as are given.
+    - `restarts`: how many starts; `None` for `lanes.default_restarts`, 48 a component (at least 144) on
+      small data and fewer on large. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
-      "mixed" starts a third of the lanes from k-means++ seeds and a sixth from random points; the other
-      half, in three rounds, from the best so far with one component moved to a random row.
+      "mixed" starts a ninth of the lanes from k-means++ seeds and an eighteenth from random points; the
+      others, in rounds, from the best so far with one component moved to a row it explains badly.
     - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
     - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).
     - `reg`: the floor of the covariances, as a fraction of the variance of each column of x: Σ_j ⪰
@@ -205,9 +205,16 @@ def _starts(
         both = Blocks((data.data, labels), data.weights)
         model = initialization.labelled(both, k, family, local, reg)
         return jax.tree.map(lambda a: a[None], model)
+    if _swaps(init, k):
+        lanes = n_fresh(lanes)
     return initialization.starts(
         key, init, lanes, choice.batch, data, k, family, prior=local, reg=reg
     )
+
+
+def _swaps(init: str, k: int) -> bool:
+    """Whether most lanes start from the best so far with one component moved."""
+    return init == "mixed" and k > 1
 
 
 @program("k", "family", "init", "lanes", "choice", "accelerate")
@@ -232,7 +239,7 @@ def _best(
     def swap(key: Array, best: GaussianMixture) -> GaussianMixture:
         return initialization.swap(key, best, data)
 
-    swaps = swap if init == "mixed" and k > 1 else None
+    swaps = swap if _swaps(init, k) else None
     result, endings, best = search(key, once, models, swaps, empty, lanes, choice.batch)
     result = frame.leave(result, weight)
     return FitResult(

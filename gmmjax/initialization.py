@@ -76,7 +76,7 @@ def starts(
 ) -> GaussianMixture:
     """Starting mixtures with a leading axis of lanes, by one of `METHODS`; a key a lane.
 
-    "mixed" takes a third of the lanes from k-means++ seeds and the rest from random points: either
+    "mixed" takes two thirds of the lanes from k-means++ seeds and the rest from random points: either
     alone misses optima that the other finds. `coordinates` stands for the family's `metric`. With `n_used`
     the components from there on are masked, their weight 0.
     """
@@ -84,7 +84,7 @@ def starts(
     table = _starters(blocks, k, family, prior, reg, coordinates, n_used)
     if method != "mixed":
         return in_batches(table[method], keys, batch)
-    first = -(-lanes // 3)
+    first = -(-2 * lanes // 3)
     parts = [
         in_batches(table[name], part, batch)
         for name, part in (("k-means++", keys[:first]), ("random_points", keys[first:]))
@@ -177,22 +177,33 @@ def _starters(
 
 
 def swap(key: Key[Array, ""], model: GaussianMixture, blocks: Blocks) -> GaussianMixture:
-    """The model with a component, drawn at random, moved to a row drawn at random.
+    """The model with a component, drawn at random, moved to a row that the model explains badly.
 
     Random swap (Zhao, Hautamäki and Fränti 2012): EM cannot move a component from where two share a
     cluster to where one covers two, because the way leads downhill. Such a start is at the other side.
+    Rows are drawn in proportion to √(max log p − log p), much like a distance to what is covered.
     """
     u = jax.random.uniform(key, (2,), model.means.dtype)
     # Masked components, of weight 0, stay where they are.
     used = (model.log_weights > -jnp.inf).astype(model.means.dtype)
     j = at_quantile(u[:1], used)[0]
-    row = at_quantile(u[1:], blocks.weights.reshape(-1))[0]
+    row = at_quantile(u[1:], _badly_explained(model, blocks))[0]
     log_weights = model.log_weights.at[j].set(-jnp.log(jnp.sum(used)))
     return dataclasses.replace(
         model,
         log_weights=jax.nn.log_softmax(log_weights),
         means=model.means.at[j].set(blocks.rows()[row]),
     )
+
+
+def _badly_explained(model: GaussianMixture, blocks: Blocks) -> Float[Array, "n"]:
+    """w √(max log p − log p) of every row; w where that is 0 everywhere, or no number."""
+    weights = blocks.weights.reshape(-1)
+    density = jax.lax.map(model.log_prob, blocks.data).reshape(-1)
+    best = jnp.max(jnp.where(weights > 0, density, -jnp.inf))
+    mass = weights * jnp.sqrt(jnp.maximum(best - density, 0.0))
+    total = jnp.sum(mass)
+    return jnp.where((total > 0) & jnp.isfinite(total), mass, weights)
 
 
 def labelled(

@@ -21,8 +21,11 @@ from gmmjax.typing import Array, ArrayLike, Bool, Float, Int, pytree
 
 
 def default_restarts(n: int, k: int, d: int) -> int:
-    """How many starts where the caller does not say: 144, but no fewer than 4 on data that take long."""
-    return max(4, min(144, 2**28 // (n * k * d * d)))
+    """How many starts where the caller does not say: 48 a component, and 144 or more, on small data.
+
+    On data that take long fewer, but 4. The more components, the more optima there are (docs/optima.md).
+    """
+    return max(4, min(48 * max(k, 3), 2**28 // (n * k * d * d)))
 
 
 def in_batches(fn: Callable[[Any], Any], xs: Any, batch: int) -> Any:
@@ -95,9 +98,10 @@ class _Slots:
 
 
 def best_of(
-    once: Turn, starts: Any, empty: EMState, slots: int
+    once: Turn, starts: Any, empty: EMState, slots: int, count: ArrayLike | None = None
 ) -> tuple[EMResult, Lanes, Int[Array, ""]]:
-    """Run one lane per leading entry of `starts`; return the best, all endings, and which was best.
+    """Run one lane per leading entry of `starts`, or the first `count`; return the best, all endings, and
+    which was best.
 
     `once` is `em.turn(…)` and `empty` a state of its lanes, `em.blank(…)`.
 
@@ -106,8 +110,9 @@ def best_of(
     large as one likes, and wins only where no lane ended without.
     """
     r = jax.tree.leaves(starts)[0].shape[0]
+    count = r if count is None else jnp.minimum(count, r)
     none = EMResult.of(empty)
-    best, lane, endings = _round(once, starts, empty, r, slots, none, jnp.asarray(-1), 0)
+    best, lane, endings = _round(once, starts, empty, count, slots, none, jnp.asarray(-1), 0)
     return best, endings, lane
 
 
@@ -118,30 +123,32 @@ def best_of_rounds(
     empty: EMState,
     slots: int,
     *,
-    fresh: int,
+    lanes: int,
     size: int,
+    count: ArrayLike | None = None,
 ) -> tuple[EMResult, Lanes, Int[Array, ""]]:
-    """As `best_of`, in rounds of `size` lanes: the first `fresh` from `starts`, the rest derived.
+    """As `best_of`, of so many lanes, in rounds of `size`: the first from `starts`, the rest derived.
 
     `derive(index, model)` makes the start of lane `index` from the best model so far. It sees whole
     rounds only, so the outcome does not depend on the number of slots.
     """
-    r = jax.tree.leaves(starts)[0].shape[0]
-    rounds = -(-r // size)
+    fresh = jax.tree.leaves(starts)[0].shape[0]
+    rounds = -(-lanes // size)
+    count = lanes if count is None else jnp.minimum(count, lanes)
 
     def body(carry: tuple[EMResult, Array], first: Array) -> tuple[tuple[EMResult, Array], Lanes]:
         best, best_lane = carry
         index = first + jnp.arange(size)
-        given = jax.tree.map(lambda a: a[jnp.minimum(index, r - 1)], starts)
+        given = jax.tree.map(lambda a: a[jnp.minimum(index, fresh - 1)], starts)
         derived = jax.vmap(lambda i: derive(i, best.model))(index)
         mine = jax.tree.map(lambda a, b: jnp.where(_along(index < fresh, a), a, b), given, derived)
-        count = jnp.minimum(size, r - first)
-        best, best_lane, endings = _round(once, mine, empty, count, slots, best, best_lane, first)
+        left = jnp.minimum(size, count - first)
+        best, best_lane, endings = _round(once, mine, empty, left, slots, best, best_lane, first)
         return (best, best_lane), endings
 
     carry = (EMResult.of(empty), jnp.asarray(-1))
     (best, lane), endings = lax.scan(body, carry, jnp.arange(rounds) * size)
-    return best, jax.tree.map(lambda a: a.reshape(-1)[:r], endings), lane
+    return best, jax.tree.map(lambda a: a.reshape(-1)[:lanes], endings), lane
 
 
 def _round(

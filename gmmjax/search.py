@@ -13,10 +13,17 @@ import jax.numpy as jnp
 from gmmjax.em import EMResult, EMState, Turn
 from gmmjax.lanes import Lanes, best_of, best_of_rounds
 from gmmjax.status import Status
-from gmmjax.typing import Array, Bool, Int, Key
+from gmmjax.typing import Array, ArrayLike, Bool, Int, Key
 
-ROUNDS = 6
-"""Rounds of a search with swaps, half of them of fresh starts."""
+FRESH = 6
+"""One lane of so many starts afresh in a search with swaps."""
+ROUND = 18
+"""Lanes a round, where that makes from 6 to 24 rounds."""
+
+
+def n_fresh(lanes: int) -> int:
+    """How many lanes of a search with swaps start afresh; fewer than 6 all do."""
+    return -(-lanes // FRESH) if lanes >= FRESH else lanes
 
 
 def search(
@@ -27,20 +34,21 @@ def search(
     empty: EMState,
     lanes: int,
     batch: int,
+    count: ArrayLike | None = None,
 ) -> tuple[EMResult, Lanes, Int[Array, ""]]:
     """The best of the lanes, how all ended, and which it was.
 
-    With `swap(key, model)`, half of the lanes start from `models`, and the others, in rounds, from the best
-    so far with something changed.
+    With `swap(key, model)`, the `n_fresh(lanes)` of `models` start first, and the others, in rounds, from
+    the best so far with something changed. Lanes from `count` on are left out, which compiles nothing.
     """
-    if swap is None or lanes < ROUNDS:
-        return best_of(once, models, empty, batch)
+    if swap is None or lanes < FRESH:
+        return best_of(once, models, empty, batch, count)
 
     def derive(index: Array, best: Any) -> Any:
         return swap(jax.random.fold_in(key, index), best)
 
-    half, size = -(-lanes // 2), -(-lanes // ROUNDS)
-    return best_of_rounds(once, models, derive, empty, batch, fresh=half, size=size)
+    size = -(-lanes // min(max(lanes // ROUND, FRESH), 24))
+    return best_of_rounds(once, models, derive, empty, batch, lanes=lanes, size=size, count=count)
 
 
 def wary(once: Turn, suspect: Callable[[Any], Bool[Array, ""]]) -> Turn:

@@ -26,7 +26,7 @@ from gmmjax.frame import Frame
 from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.rounding import resolution, too_narrow
-from gmmjax.search import search, wary
+from gmmjax.search import n_fresh, search, wary
 from gmmjax.status import FitError, Status, is_success
 from gmmjax.typing import Array, ArrayLike, Float, Key, pytree
 
@@ -150,7 +150,7 @@ def select(
       of one dimension.
     - `criterion`, smaller is better: "bic", "icl", "aic" (mclust prints the negatives of the first two),
       or "cv": minus twice the log-likelihood of rows held out, each fold fitted without them.
-    - `restarts`: starts of each cell; `None` for as many as `fit` takes for the largest.
+    - `restarts`: starts of each cell; `None` for as many as `fit` takes there.
     - `folds`: of "cv"; rows are dealt to them at random.
     - `reg`, `tol`, `max_steps`, `block`, `accelerate`: as in `fit`.
     - `progress`: a bar on stderr (needs `tqdm`, of the extra `cli`).
@@ -179,8 +179,11 @@ def select(
             f"{distinct} distinct rows. Use a smaller range, or more data."
         )
     n, d = x.shape
-    given = default_restarts(n, ks[-1], d) if restarts is None else restarts
-    lanes = checks.count(given, "restarts")
+    if restarts is None:
+        each = {k: default_restarts(n, k, d) for k in ks}
+    else:
+        each = dict.fromkeys(ks, checks.count(restarts, "restarts"))
+    lanes = max(each.values())
     for value, label in ((reg, "reg"), (tol, "tol"), (max_steps, "max_steps")):
         checks.nonnegative(value, label)
     block = blocks_.DEFAULT_BLOCK if block is None else checks.count(block, "block")
@@ -213,11 +216,11 @@ def select(
                     # A key of its own for each cell: what one finds does not hang on the others.
                     mine = jax.random.fold_in(jax.random.fold_in(key, k), order.index(name))
                     out = _fit(
-                        mine, x, w, splits, choice, *options, names=group, capacity=capacity,
-                        lanes=lanes, block=min(block, x.shape[0]), batch=batch,
-                        accelerate=bool(accelerate),
+                        mine, x, w, splits, choice, jnp.asarray(each[k], jnp.int32), *options,
+                        names=group, capacity=capacity, lanes=lanes, block=min(block, x.shape[0]),
+                        batch=batch, accelerate=bool(accelerate),
                     )  # fmt: skip
-                    found[k, name] = _cell(out, k, name, d, n, criterion)
+                    found[k, name] = _cell(out, k, name, d, n, each[k], criterion)
                     update()
         return found
 
@@ -250,7 +253,7 @@ class _Fitted:
 @partial(jax.jit, static_argnames=("names", "capacity", "lanes", "block", "batch", "accelerate"))
 def _fit(
     key: Array, x: Array, w: Array, splits: Array | None, choice: Choice,
-    reg: Array, tol: Array, max_steps: Array, *,
+    count: Array, reg: Array, tol: Array, max_steps: Array, *,
     names: tuple[str, ...], capacity: int, lanes: int, block: int, batch: int, accelerate: bool,
 ) -> _Fitted:  # fmt: skip
     def one(weights: Array) -> tuple[GaussianMixture, Array, Array, Lanes]:
@@ -258,7 +261,7 @@ def _fit(
         data = blocks_.split(frame.enter(x), weights, block)
         factor = initialization.overall(data)
         starts = initialization.starts(
-            key, "mixed", lanes, batch, data, capacity, names[0], prior=None, reg=reg,
+            key, "mixed", n_fresh(lanes), batch, data, capacity, names[0], prior=None, reg=reg,
             coordinates=_metric(factor, names, choice), n_used=choice.n_components,
         )  # fmt: skip
         own = jnp.asarray([families_.get(name).rows_needed(x.shape[1]) > 0 for name in names])
@@ -271,7 +274,7 @@ def _fit(
         def swap(key: Array, best: Candidate) -> Candidate:
             return Candidate(initialization.swap(key, best.mixture, data), names)
 
-        result, endings, best = search(key, once, models, swap, empty, lanes, batch)
+        result, endings, best = search(key, once, models, swap, empty, lanes, batch, count)
         result = frame.leave(result, data.total_weight)
         endings = endings.where_best_is(best, result.log_likelihood)
         return result.model.mixture, result.log_likelihood, result.status, endings
@@ -297,7 +300,7 @@ def _metric(factor: Array, names: tuple[str, ...], choice: Choice) -> tuple[Arra
     return jax.tree.map(lambda *a: jnp.stack(a)[choice.family], *each)
 
 
-def _cell(fitted: _Fitted, k: int, name: str, d: int, n: int, criterion: str) -> Cell:
+def _cell(fitted: _Fitted, k: int, name: str, d: int, n: int, lanes: int, criterion: str) -> Cell:
     # By numpy: a slice of every k would be a program of its own.
     fitted = jax.tree.map(np.asarray, fitted)
     model = extract(fitted.model, k, name)
@@ -314,7 +317,7 @@ def _cell(fitted: _Fitted, k: int, name: str, d: int, n: int, criterion: str) ->
         status, log_likelihood, value = max(status, Status.NONFINITE_INPUT), -np.inf, np.inf
     return Cell(
         k, name, p, log_likelihood, value if np.isfinite(value) else np.inf, Status(status),
-        fitted.lanes, model,
+        jax.tree.map(lambda a: a[:lanes], fitted.lanes), model,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.models.noise import NOISE, NoisyMixture, check_log_volume, log_hypervolume
 from gmmjax.priors import Prior
-from gmmjax.search import search
+from gmmjax.search import n_fresh, search
 from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
@@ -76,7 +76,7 @@ def fit_noise(
     - `log_volume`: log V, the volume in which noise may lie, in the units of x; by default that of the
       box about the data, `log_hypervolume(x)`. mclust's `Vinv` is exp(−log_volume).
     - `restarts`: how many starts. They vary the share of noise and how wide the components are;
-      half of them, in three rounds, move a component of the best so far to a random row.
+      five of six, in rounds, move a component of the best so far to a row it explains badly.
     - `init`: a `NoisyMixture` to start from, with a leading axis for several (its volume is used), or
       integer labels [n], −1 for noise.
     - the others: as in `fit`. A prior is one of the Gaussians' parameters.
@@ -150,7 +150,7 @@ def _fit(
         odds = jnp.log(noise) - jnp.log(data.total_weight - noise)
         models = jax.tree.map(lambda a: a[None], NoisyMixture(model, odds, volume))
     else:
-        models = _starts(key, lanes, batch, data, k, family, local, reg, volume)
+        models = _starts(key, n_fresh(lanes), batch, data, k, family, local, reg, volume)
     once = turn(data, prior=local, reg=reg, tol=tol, max_steps=max_steps)
     empty = blank(jax.tree.map(lambda a: a[0], models), data, accelerate=accelerate)
 
