@@ -71,8 +71,8 @@ def fit(
     - `x`: data [n, d], finite; or with NaN for missing values, see `missing`.
     - `n_components`: k ≥ 1, at most the number of rows.
     - `family`: "full", "tied", "diag" or "spherical" (`families.names()`).
-    - `restarts`: how many starts; `None` for `lanes.default_restarts`, 48 a component (at least 144) on
-      small data and fewer on large. Given models or labels, as many as are given.
+    - `restarts`: how many starts; `None` for `lanes.default_restarts`: on small data 48 a component and
+      more where there are many columns, on large data fewer. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
       "mixed" starts a ninth of the lanes from k-means++ seeds and an eighteenth from random points; the
