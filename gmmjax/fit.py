@@ -75,8 +75,9 @@ def fit(
       more where there are many columns, on large data fewer. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
-      "mixed" starts a ninth of the lanes from k-means++ seeds and an eighteenth from random points; the
-      others, in rounds, from the best so far with one component moved to a row it explains badly.
+      "mixed" starts a sixth of the lanes (of fewer than 72 twelve, of fewer than 24 half) from k-means++
+      seeds and random points, and the others, in rounds, from the best so far with one component moved
+      to a row that it explains badly.
     - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
     - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).
     - `reg`: the floor of the covariances, as a fraction of the variance of each column of x: Σ_j ⪰

@@ -15,15 +15,18 @@ from gmmjax.lanes import Lanes, best_of, best_of_rounds
 from gmmjax.status import Status
 from gmmjax.typing import Array, ArrayLike, Bool, Int, Key
 
-FRESH = 6
-"""One lane of so many starts afresh in a search with swaps."""
+LEAST = 6
+"""Lanes and rounds that a search with swaps has at least."""
 ROUND = 18
 """Lanes a round, where that makes from 6 to 24 rounds."""
 
 
 def n_fresh(lanes: int) -> int:
-    """How many lanes of a search with swaps start afresh; fewer than 6 all do."""
-    return -(-lanes // FRESH) if lanes >= FRESH else lanes
+    """How many lanes of a search with swaps start afresh: a sixth, but of few lanes half, up to 12.
+
+    Of fewer than 6 lanes all do.
+    """
+    return lanes if lanes < LEAST else max(-(-lanes // 6), min(-(-lanes // 2), 12))
 
 
 def search(
@@ -41,13 +44,13 @@ def search(
     With `swap(key, model)`, the `n_fresh(lanes)` of `models` start first, and the others, in rounds, from
     the best so far with something changed. Lanes from `count` on are left out, which compiles nothing.
     """
-    if swap is None or lanes < FRESH:
+    if swap is None or lanes < LEAST:
         return best_of(once, models, empty, batch, count)
 
     def derive(index: Array, best: Any) -> Any:
         return swap(jax.random.fold_in(key, index), best)
 
-    size = -(-lanes // min(max(lanes // ROUND, FRESH), 24))
+    size = -(-lanes // min(max(lanes // ROUND, LEAST), 24))
     return best_of_rounds(once, models, derive, empty, batch, lanes=lanes, size=size, count=count)
 
 

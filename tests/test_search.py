@@ -33,8 +33,10 @@ def test_default_number_of_starts(n, k, d, expected):
     assert default_restarts(n, k, d) == expected
 
 
-@pytest.mark.parametrize(("lanes", "fresh"), [(1, 1), (5, 5), (6, 1), (7, 2), (144, 24)])
-def test_a_sixth_of_the_lanes_start_afresh_where_there_are_six(lanes, fresh):
+@pytest.mark.parametrize(
+    ("lanes", "fresh"), [(1, 1), (5, 5), (6, 3), (7, 4), (24, 12), (72, 12), (144, 24)]
+)
+def test_a_sixth_of_the_lanes_start_afresh_and_half_of_few(lanes, fresh):
     assert n_fresh(lanes) == fresh
 
 

@@ -76,7 +76,7 @@ def fit_noise(
     - `log_volume`: log V, the volume in which noise may lie, in the units of x; by default that of the
       box about the data, `log_hypervolume(x)`. mclust's `Vinv` is exp(−log_volume).
     - `restarts`: how many starts. They vary the share of noise and how wide the components are;
-      five of six, in rounds, move a component of the best so far to a row it explains badly.
+      most of them, in rounds, move a component of the best so far to a row it explains badly.
     - `init`: a `NoisyMixture` to start from, with a leading axis for several (its volume is used), or
       integer labels [n], −1 for noise.
     - the others: as in `fit`. A prior is one of the Gaussians' parameters.
