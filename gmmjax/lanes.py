@@ -111,9 +111,9 @@ def best_of(
     large as one likes, and wins only where no lane ended without.
     """
     r = jax.tree.leaves(starts)[0].shape[0]
-    count = r if count is None else jnp.minimum(count, r)
+    taken = r if count is None else jnp.minimum(count, r)
     none = EMResult.of(empty)
-    best, lane, endings = _round(once, starts, empty, count, slots, none, jnp.asarray(-1), 0)
+    best, lane, endings = _round(once, starts, empty, taken, slots, none, jnp.asarray(-1), 0)
     return best, endings, lane
 
 
@@ -135,7 +135,7 @@ def best_of_rounds(
     """
     fresh = jax.tree.leaves(starts)[0].shape[0]
     rounds = -(-lanes // size)
-    count = lanes if count is None else jnp.minimum(count, lanes)
+    taken = lanes if count is None else jnp.minimum(count, lanes)
 
     def body(carry: tuple[EMResult, Array], first: Array) -> tuple[tuple[EMResult, Array], Lanes]:
         best, best_lane = carry
@@ -143,7 +143,7 @@ def best_of_rounds(
         given = jax.tree.map(lambda a: a[jnp.minimum(index, fresh - 1)], starts)
         derived = jax.vmap(lambda i: derive(i, best.model))(index)
         mine = jax.tree.map(lambda a, b: jnp.where(_along(index < fresh, a), a, b), given, derived)
-        left = jnp.minimum(size, count - first)
+        left = jnp.minimum(size, taken - first)
         best, best_lane, endings = _round(once, mine, empty, left, slots, best, best_lane, first)
         return (best, best_lane), endings
 
