@@ -99,10 +99,10 @@ def compare(
             seconds += cpu_seconds() - before
             found.append([grid.cell(k, model).log_likelihood for k in ks])
             lanes.append([grid.cell(k, model).lanes.log_likelihood for k in ks])
+        fresh = n_fresh(max(len(each) for each in lanes[0]))  # one program: that of most lanes
         for at, k in enumerate(ks):
             ours = np.array([each[at] for each in found])
             by_lane = np.array([each[at] for each in lanes])
-            fresh = n_fresh(max(len(each) for each in lanes[0]))  # of the largest k
             default, theirs = reference.get((model, k), (float("nan"), float("nan")))
             best = theirs if published else np.nanmax([theirs, *ours])
             hits = int(np.sum(ours > best - WITHIN))
