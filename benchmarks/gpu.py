@@ -15,8 +15,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -463,7 +464,7 @@ def limit() -> float:
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((8192, 8192), jnp.float32)
+    a = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.float32)
     dot = jax.jit(lambda a: jnp.dot(a, a, precision=jax.lax.DotAlgorithmPreset.TF32_TF32_F32))
     dot(a).block_until_ready()
     times = []
@@ -496,7 +497,15 @@ def timed(runs: dict[str, Steps], repeats: int) -> dict[str, tuple[float, float]
     return {name: (1e3 * statistics.median(t), values[name]) for name, t in times.items()}
 
 
-def bench(name: str, repeats: int, peak: float, rivals: dict) -> list[dict]:
+@contextmanager
+def alone_on_the_gpu() -> Iterator[None]:
+    """Processes of this script that run side by side compile together and take turns on the GPU."""
+    with open(Path(tempfile.gettempdir()) / "gmmjax-gpu.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def bench(name: str, repeats: int, rivals: dict) -> list[dict]:
     """All contenders of one case."""
     case = CASES[name]
     x, means = problem(case)
@@ -511,22 +520,44 @@ def bench(name: str, repeats: int, peak: float, rivals: dict) -> list[dict]:
     contenders["gmmjax fit"] = lambda: our_driver(case, x, means, "auto", "high")
     for rival, adapter in rivals.items():
         contenders[rival] = lambda a=adapter: a(case, x, means, "tf32")
-    runs, rows = {}, []
-    for label, make in contenders.items():
+
+    def prepared(make: Callable[[], Steps]) -> Steps | Exception:
         try:
-            runs[label] = make()
+            return make()
         except Exception as error:  # one that does not run leaves the other rows wanted
-            told = str(error).strip().splitlines() or [""]
-            reason = told[0] if isinstance(error, Skip) else f"{type(error).__name__}: {told[0]}"
-            rows.append({"case": name, "contender": label, "skipped": reason})
-            print(f"{name}  {label:<22} skipped: {reason[:150]}", flush=True)
-    for label, (ms, value) in timed(runs, repeats).items():
+            return error
+
+    own = [label for label in contenders if label.startswith("gmmjax")]
+    with ThreadPoolExecutor(len(own)) as pool:  # they compile side by side
+        made = dict(zip(own, pool.map(lambda label: prepared(contenders[label]), own), strict=True))
+    made |= {label: prepared(make) for label, make in contenders.items() if label not in own}
+    runs, rows = {}, []
+    for label, run in made.items():
+        if not isinstance(run, Exception):
+            runs[label] = run
+            continue
+        told = str(run).strip().splitlines() or [""]
+        reason = told[0] if isinstance(run, Skip) else f"{type(run).__name__}: {told[0]}"
+        rows.append({"case": name, "contender": label, "skipped": reason})
+        print(f"{name}  {label:<22} skipped: {reason[:150]}", flush=True)
+    with alone_on_the_gpu():
+        peak = limit()
+        times = timed(runs, repeats)
+    for label, (ms, value) in times.items():
         bar = case.bar_tf32 if label.endswith("tf32") else case.bar_high
         error = value - truth
         error = error / abs(truth) if case.family == "k-means" else error
         share = useful(case) / (ms * 1e-3) / 1e12 / peak
         rows.append(
-            {"case": name, "contender": label, "ms": ms, "bar": bar, "error": error, "share": share}
+            {
+                "case": name,
+                "contender": label,
+                "ms": ms,
+                "bar": bar,
+                "error": error,
+                "share": share,
+                "peak": peak,
+            }
         )
         print(
             f"{name}  {label:<22} {ms:9.3f} ms  bar {bar or '-':>5}  error {error:+.1e}  "
@@ -550,14 +581,12 @@ TRIED = {  # what `tune` tries of each kernel, beside the tile of the table
         "programs": (132, 264, 528),
     },
 }  # fmt: skip
-COMPILING = 90
-"""Seconds that `tune` gives to compilation; candidates, in random order, that come later are left out."""
 
 
-def tune(name: str, repeats: int, precision: str) -> None:
+def tune(name: str, repeats: int, precision: str, compiling: float) -> None:
     """Candidate tiles of the kernels of one case, the fastest first, and what each changes in the value.
 
-    Several cases can be tuned side by side: they compile together and take turns on the GPU.
+    Several cases can be tuned side by side.
     """
     import jax
 
@@ -584,7 +613,7 @@ def tune(name: str, repeats: int, precision: str) -> None:
 
     def compiled(task) -> object:
         try:
-            if time.perf_counter() - begin > COMPILING:
+            if time.perf_counter() - begin > compiling:
                 raise TimeoutError
             return task.compile()
         except Exception as error:
@@ -593,14 +622,13 @@ def tune(name: str, repeats: int, precision: str) -> None:
     with ThreadPoolExecutor(3) as pool:
         tasks = []
         for changes in candidates:
-            if time.perf_counter() - begin < COMPILING:
+            if time.perf_counter() - begin < compiling:
                 tasks.append(pool.submit(compiled, lowered(changes)))
         candidates = candidates[: len(tasks)]
         tiles.of = plain
         steps = [task.result() for task in tasks]
     results, refused = [], 0
-    with open(Path(tempfile.gettempdir()) / "gmmjax-tune.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_on_the_gpu():
         for changes, step in zip(candidates, steps, strict=True):
             if isinstance(step, Exception):
                 refused += 1
@@ -632,6 +660,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=20, help="counted steps (default 20)")
     parser.add_argument("--tune", choices=CASES, help="time candidate tiles of this case instead")
     parser.add_argument("--precision", default="high", help="of --tune (default high)")
+    parser.add_argument(
+        "--compiling", type=float, default=90,
+        help="seconds of --tune's compilation; candidates, in random order, that come later are left out",
+    )  # fmt: skip
     parser.add_argument("--rival", choices=RIVALS, nargs="*", help="only these; none: ours alone")
     parser.add_argument("--json", help="a file for the results")
     arguments = parser.parse_args()
@@ -642,17 +674,14 @@ def main() -> int:
         return 1
     print(jax.devices()[0].device_kind, "jax", jax.__version__)
     if arguments.tune:
-        tune(arguments.tune, min(arguments.repeats, 5), arguments.precision)
+        tune(arguments.tune, min(arguments.repeats, 5), arguments.precision, arguments.compiling)
         return 0
-    peak = limit()
     rivals = RIVALS if arguments.rival is None else {r: RIVALS[r] for r in arguments.rival}
-    results = [
-        row for c in arguments.case or CASES for row in bench(c, arguments.repeats, peak, rivals)
-    ]
+    results = [row for c in arguments.case or CASES for row in bench(c, arguments.repeats, rivals)]
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(
-                {"device": jax.devices()[0].device_kind, "tf32": peak, "rows": results},
+                {"device": jax.devices()[0].device_kind, "rows": results},
                 file,
                 indent=1,
             )

@@ -12,8 +12,13 @@ On a GPU the same command measures there.
 
 import argparse
 import json
+import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +42,19 @@ def problem(n: int | None, d: int, k: int) -> np.ndarray:
     return (centers[rng.integers(0, k, n)] + rng.normal(size=(n, d))).astype(np.float32)
 
 
-def measure(name: str, kernel: str, runs: int) -> dict:
-    """Medians in seconds by size, the default's among them."""
+@dataclass(frozen=True)
+class Work:
+    """Fits of one case by one kernel, compiled: `run(size)` gives the seconds of one and what it found."""
+
+    name: str
+    lanes: int
+    run: Callable[[int | None], tuple[float, Any]]
+    sizes: list[int]
+    fits: dict[int | None, Any]
+
+
+def prepare(name: str, kernel: str, wanted: Sequence[int]) -> Work:
+    """Every size runs once, which compiles it; XLA's compiler leaves the threads to others."""
     import jax
 
     import gmmjax
@@ -55,21 +71,28 @@ def measure(name: str, kernel: str, runs: int) -> dict:
         jax.block_until_ready(fit)
         return time.perf_counter() - begin, fit
 
-    sizes = [size for size in SIZES if size < lanes] + [lanes]
-    chosen = run(None)[1].choice  # compiles
-    fits = {size: run(size)[1] for size in sizes}
-    seconds: dict[int | None, list[float]] = {size: [] for size in [None, *sizes]}
+    sizes = [size for size in wanted if size < lanes] + [lanes]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        fits = dict(zip([None, *sizes], pool.map(lambda b: run(b)[1], [None, *sizes]), strict=True))
+    return Work(name, lanes, run, sizes, fits)
+
+
+def measure(work: Work, runs: int) -> dict:
+    """Medians in seconds by size, the default's among them."""
+    seconds: dict[int | None, list[float]] = {size: [] for size in work.fits}
     for _ in range(runs):
         for size in seconds:
-            seconds[size].append(run(size)[0])
-    steps = np.asarray(fits[lanes].lanes.n_steps)
-    scores = [float(fit.log_likelihood) / len(x) for fit in fits.values()]
+            seconds[size].append(work.run(size)[0])
+    steps = np.asarray(work.fits[work.lanes].lanes.n_steps)
+    n = CASES[work.name][0] or 272
+    scores = [float(fit.log_likelihood) / n for fit in work.fits.values()]
+    chosen = work.fits[None].choice
     return {
-        "case": name,
+        "case": work.name,
         "kernel": chosen.kernel,
         "default": chosen.batch,
         "default_seconds": statistics.median(seconds[None]),
-        "seconds": {size: statistics.median(seconds[size]) for size in sizes},
+        "seconds": {size: statistics.median(seconds[size]) for size in work.sizes},
         "steps": [int(np.median(steps)), int(steps.max())],
         "scores": [min(scores), max(scores)],
     }
@@ -83,23 +106,26 @@ def main() -> int:
     parser.add_argument("--kernel", choices=("auto", "xla", "native", "pallas"), action="append")
     parser.add_argument("--case", choices=CASES, action="append", help="only these")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each (default 5)")
+    parser.add_argument("--size", type=int, nargs="+", default=SIZES, help="numbers of lanes")
     parser.add_argument("--json", help="a file for the results")
     options = parser.parse_args()
     import jax
 
     print(f"seconds of a fit, medians of {options.runs}, float32, {jax.devices()[0].device_kind}")
     print(
-        f"{'':<36}{'kernel':>8}{'steps':>10}{'default':>14}", *(f"{s:>7}" for s in SIZES), "    all"
+        f"{'':<36}{'kernel':>8}{'steps':>10}{'default':>14}",
+        *(f"{s:>7}" for s in options.size),
+        "    all",
     )
     results = []
     kernels = options.kernel or ["xla", "native" if jax.default_backend() == "cpu" else "pallas"]
     for name in options.case or CASES:
         for kernel in kernels:
-            r = measure(name, kernel, options.runs)
+            r = measure(prepare(name, kernel, options.size), options.runs)
             results.append(r)
             lanes = CASES[name][3]
             default = f"{r['default_seconds']:.3f} ({r['default']})"
-            cells = [r["seconds"].get(size) if size < lanes else None for size in SIZES]
+            cells = [r["seconds"].get(size) if size < lanes else None for size in options.size]
             steps = f"{r['steps'][0]}–{r['steps'][1]}"
             print(
                 f"{name:<36}{r['kernel']:>8}{steps:>10}{default:>14}",
