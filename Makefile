@@ -70,7 +70,7 @@ bench: $(VENV)/.stamp-test
 	$(BIN)/python -m benchmarks versus_scikit_learn
 
 gpu-bench: $(VENV)/.stamp-test $(VENV)/.stamp-gpu
-	$(BIN)/python -m pytest -m gpu tests/test_kernels.py
+	XLA_FLAGS= $(BIN)/python -m pytest -m gpu tests/test_kernels.py
 	SCIPY_ARRAY_API=1 $(BIN)/python -m benchmarks gpu --json gpu-bench.json
 
 # Times tiles of one case's kernel:  make gpu-tune CASE=A
