@@ -177,26 +177,33 @@ def test_expectation_asks_for_the_kernel(small):
             assert "triton" not in text("xla")
 
 
-def test_auto_takes_them_where_they_were_measured(monkeypatch):
-    float32 = jnp.dtype("float32")
-    assert backend.choose(2**17, 16, 32, "full", float32, 1).kernel != "pallas"
-    with monkeypatch.context() as on_a_gpu:
-        on_a_gpu.setattr(jax, "default_backend", lambda: "gpu")
-        # None has been measured: the kernels are there by name alone.
-        assert backend.choose(2**17, 16, 32, "full", float32, 1).kernel == "xla"
-        assert backend.choose_for_kmeans(2**17, 16, 32, float32, 1).kernel == "xla"
-        assert backend.choose(2**17, 16, 32, "full", float32, 1, kernel="pallas").kernel == "pallas"
+def test_auto_takes_them_where_they_were_measured_faster(monkeypatch):
+    n, float32 = 2**17, jnp.dtype("float32")
+
+    def taken(n, d, k, family="full", dtype=float32, **options):
+        return backend.choose(n, d, k, family, dtype, 1, **options).kernel
+
+    assert taken(n, 4, 8) != "pallas"  # on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with monkeypatch.context() as another:
+        another.setattr(backend, "MEASURED", ())
+        assert taken(n, 4, 8) == "xla"
+        assert backend.choose_for_kmeans(n, 16, 32, float32, 1).kernel == "xla"
+        assert taken(n, 4, 8, kernel="pallas") == "pallas"
     monkeypatch.setattr(backend, "_measured_gpu", lambda: True)
-    assert backend.choose(2**17, 16, 32, "full", float32, 1).kernel == "pallas"
-    assert backend.choose(2**17, 16, 32, "full", float32, 1, kernel="xla").kernel == "xla"
-    assert backend.choose_for_kmeans(2**17, 16, 32, float32, 1).kernel == "pallas"
-    for family, d, dtype in (
-        ("tied", 16, "float32"),
-        ("full", 16, "float64"),
-        ("diag", 128, "float32"),
-    ):
-        assert backend.choose(2**17, d, 1024, family, jnp.dtype(dtype), 1).kernel != "pallas"
-    assert backend.choose_for_kmeans(2**17, 200, 32, float32, 1).kernel != "pallas"
+    assert taken(n, 4, 8) == "pallas"
+    assert taken(n, 4, 8, kernel="xla") == "xla"
+    assert taken(n, 64, 64) == "pallas"
+    assert taken(n, 16, 32) == "xla"
+    assert taken(n, 16, 32, precision="tf32") == "pallas"
+    assert taken(2000, 4, 8) == "xla"
+    assert backend.choose_for_kmeans(n, 16, 32, float32, 1).kernel == "pallas"
+    assert backend.choose_for_kmeans(2000, 16, 32, float32, 1).kernel == "xla"
+    assert taken(n, 4, 8, precision="highest") == "xla"
+    assert taken(n, 16, 32, "tied") == "xla"
+    assert taken(n, 4, 8, dtype=jnp.dtype("float64")) == "xla"
+    assert taken(n, 128, 1024, "diag") == "xla"
+    assert backend.choose_for_kmeans(n, 200, 32, float32, 1).kernel == "xla"
 
 
 def test_parts():

@@ -19,6 +19,11 @@ PRECISIONS = ("high", "tf32")
 """Products in six pairs of bfloat16 parts, as accurate as float32; or in three, to 16 bits."""
 
 
+FASTER = {"unrolled": PRECISIONS, "resident": ("tf32",), "onepass": PRECISIONS}
+"""Kernels of the mixture, and at which precisions they were faster than XLA where they were measured
+(docs/kernels.md). `twopass` has not been; `nearest`, of K-means, was."""
+
+
 class Unsupported(str):
     """Why no kernel serves a shape. False in a condition."""
 
