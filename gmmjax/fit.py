@@ -18,7 +18,7 @@ from gmmjax.lanes import Lanes, default_restarts, one_by_one
 from gmmjax.mixture import GaussianMixture
 from gmmjax.priors import Prior
 from gmmjax.rounding import resolution, too_narrow
-from gmmjax.search import n_fresh, search, wary
+from gmmjax.search import n_fresh, patience, search, wary
 from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree, static
 
@@ -241,7 +241,9 @@ def _best(
         return initialization.swap(key, best, data)
 
     swaps = swap if _swaps(init, k) else None
-    result, endings, best = search(key, once, models, swaps, empty, lanes, choice.batch)
+    result, endings, best = search(
+        key, once, models, swaps, empty, lanes, choice.batch, patience(tol, seen.total_weight)
+    )
     result = frame.leave(result, weight)
     return FitResult(
         model=result.model,

@@ -121,6 +121,7 @@ def best_of_rounds(
     once: Turn,
     starts: Any,
     derive: Callable[[Array, Any], Any],
+    behind: Callable[[EMState, EMResult], Bool[Array, "..."]],
     empty: EMState,
     slots: int,
     *,
@@ -130,7 +131,8 @@ def best_of_rounds(
 ) -> tuple[EMResult, Lanes, Int[Array, ""]]:
     """As `best_of`, of so many lanes, in rounds of `size`: the first from `starts`, the rest derived.
 
-    `derive(index, model)` makes the start of lane `index` from the best model so far. It sees whole
+    `derive(index, model)` makes the start of lane `index` from the best model so far; a lane of which
+    `behind(state, best)` says that it cannot be the best ends as `Status.OVERTAKEN`. Both see whole
     rounds only, so the outcome does not depend on the number of slots.
     """
     fresh = jax.tree.leaves(starts)[0].shape[0]
@@ -144,7 +146,9 @@ def best_of_rounds(
         derived = jax.vmap(lambda i: derive(i, best.model))(index)
         mine = jax.tree.map(lambda a, b: jnp.where(_along(index < fresh, a), a, b), given, derived)
         left = jnp.minimum(size, taken - first)
-        best, best_lane, endings = _round(once, mine, empty, left, slots, best, best_lane, first)
+        best, best_lane, endings = _round(
+            once, mine, empty, left, slots, best, best_lane, first, behind
+        )
         return (best, best_lane), endings
 
     carry = (EMResult.of(empty), jnp.asarray(-1))
@@ -161,6 +165,7 @@ def _round(
     best: EMResult,
     best_lane: Int[Array, ""],
     offset: ArrayLike,
+    behind: Callable[[EMState, EMResult], Bool[Array, "..."]] | None = None,
 ) -> tuple[EMResult, Int[Array, ""], Lanes]:
     """The first `count` of `starts` to their ends, against the best so far (none where its lane is −1)."""
     r = jax.tree.leaves(starts)[0].shape[0]
@@ -180,6 +185,10 @@ def _round(
 
     def body(s: _Slots) -> _Slots:
         state = jax.vmap(once)(s.state, s.start, s.fresh)
+        if behind is not None:
+            left = (best_lane >= 0) & behind(state, best)
+            status = jnp.where(left, Status.OVERTAKEN, state.status)
+            state = dataclasses.replace(state, status=status)
         s = dataclasses.replace(s, state=state, fresh=jnp.zeros_like(s.fresh))
         ended = (s.state.status != Status.RUNNING) & (s.lane < count)
         return linalg.when(jnp.any(ended), lambda: hand_over(s, ended), s)

@@ -1,6 +1,7 @@
 """The search for the best optimum: many starts, then swaps in the best so far.
 
-Shared by `fit` and `select`, which differ in what a lane's model is.
+Shared by `fit` and `select`, which differ in what a lane's model is. Most lanes end below the best, and
+spend most of their steps in coming to rest there: such a lane is left once it is seen to be hopeless.
 """
 
 import dataclasses
@@ -19,6 +20,10 @@ LEAST = 6
 """Lanes and rounds that a search with swaps has at least."""
 ROUND = 18
 """Lanes a round, where that makes from 6 to 24 rounds."""
+PATIENCE = 200
+"""Steps that a lane has left to draw level with the best of the rounds before."""
+SETTLING = 10
+"""Steps that every lane takes first."""
 
 
 def n_fresh(lanes: int) -> int:
@@ -29,6 +34,20 @@ def n_fresh(lanes: int) -> int:
     return lanes if lanes < LEAST else max(-(-lanes // 6), min(-(-lanes // 2), 12))
 
 
+def patience(tol: ArrayLike, weight: ArrayLike) -> Array:
+    """For `search`: `PATIENCE` for rows of this weight. With `tol` 0 no lane is left."""
+    return jnp.where(jnp.asarray(tol) > 0, PATIENCE * jnp.asarray(weight), jnp.inf)
+
+
+def _left_behind(state: EMState, best: EMResult, patience: ArrayLike) -> Bool[Array, "..."]:
+    """Whether the lane would lie below the best after `PATIENCE` more steps, each of which gains as much as
+    the last: as a rule they gain less and less. Only a sound best counts."""
+    gap = best.objective - state.objective
+    behind = gap > patience * jnp.maximum(state.change, 0)
+    sound = best.status <= Status.MAX_STEPS
+    return behind & sound & (state.status == Status.RUNNING) & (state.n_steps >= SETTLING)
+
+
 def search(
     key: Key[Array, ""],
     once: Turn,
@@ -37,12 +56,14 @@ def search(
     empty: EMState,
     lanes: int,
     batch: int,
+    patience: ArrayLike,
     count: ArrayLike | None = None,
 ) -> tuple[EMResult, Lanes, Int[Array, ""]]:
     """The best of the lanes, how all ended, and which it was.
 
     With `swap(key, model)`, the `n_fresh(lanes)` of `models` start first, and the others, in rounds, from
-    the best so far with something changed. Lanes from `count` on are left out, which compiles nothing.
+    the best so far with something changed; a lane that is far behind the best of the rounds before, see
+    `patience`, ends as `Status.OVERTAKEN`. Lanes from `count` on are left out, which compiles nothing.
     """
     if swap is None or lanes < LEAST:
         return best_of(once, models, empty, batch, count)
@@ -50,8 +71,13 @@ def search(
     def derive(index: Array, best: Any) -> Any:
         return swap(jax.random.fold_in(key, index), best)
 
+    def behind(state: EMState, best: EMResult) -> Bool[Array, "..."]:
+        return _left_behind(state, best, patience)
+
     size = -(-lanes // min(max(lanes // ROUND, LEAST), 24))
-    return best_of_rounds(once, models, derive, empty, batch, lanes=lanes, size=size, count=count)
+    return best_of_rounds(
+        once, models, derive, behind, empty, batch, lanes=lanes, size=size, count=count
+    )
 
 
 def wary(once: Turn, suspect: Callable[[Any], Bool[Array, ""]]) -> Turn:

@@ -26,7 +26,7 @@ from gmmjax.frame import Frame
 from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.rounding import resolution, too_narrow
-from gmmjax.search import n_fresh, search, wary
+from gmmjax.search import n_fresh, patience, search, wary
 from gmmjax.status import FitError, Status, is_success
 from gmmjax.typing import Array, ArrayLike, Float, Key, pytree
 
@@ -274,7 +274,9 @@ def _fit(
         def swap(key: Array, best: Candidate) -> Candidate:
             return Candidate(initialization.swap(key, best.mixture, data), names)
 
-        result, endings, best = search(key, once, models, swap, empty, lanes, batch, count)
+        result, endings, best = search(
+            key, once, models, swap, empty, lanes, batch, patience(tol, data.total_weight), count
+        )
         result = frame.leave(result, data.total_weight)
         endings = endings.where_best_is(best, result.log_likelihood)
         return result.model.mixture, result.log_likelihood, result.status, endings

@@ -22,13 +22,14 @@ class Status(IntEnum):
 
     CONVERGED = 0
     MAX_STEPS = 1
-    EMPTY_COMPONENT = 2
-    SPURIOUS = 3
-    DEGENERATE = 4
-    RUNNING = 5
-    NONFINITE_INPUT = 6
-    SINGULAR = 7
-    NONFINITE = 8
+    OVERTAKEN = 2
+    EMPTY_COMPONENT = 3
+    SPURIOUS = 4
+    DEGENERATE = 5
+    RUNNING = 6
+    NONFINITE_INPUT = 7
+    SINGULAR = 8
+    NONFINITE = 9
 
     @property
     def message(self) -> str:
@@ -44,6 +45,10 @@ _MESSAGES = {
     Status.MAX_STEPS: (
         "`max_steps` was reached before the change fell to `tol`: the model is usable but not at "
         "its optimum. Raise `max_steps`, or `tol`, or pass `model` as `init` to go on"
+    ),
+    Status.OVERTAKEN: (
+        "another start had got so far ahead that the run was left: the model is usable but not at its "
+        "optimum, which was not going to be the best. Only the best start's result matters"
     ),
     Status.EMPTY_COMPONENT: (
         "a component has lost all its weight: there are probably fewer clusters than components. "

@@ -1,6 +1,7 @@
 """The search among many starts: how many there are, where a moved component goes, what is left out."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import pytest
 from problems import blobs, rows, start
 
 import gmmjax
-from gmmjax import blocks, initialization
+from gmmjax import blocks, initialization, search
 from gmmjax.lanes import default_restarts
 from gmmjax.search import n_fresh
 from gmmjax.status import Status
 
 N, K = 60, 3
+em = sys.modules["gmmjax.em"]  # `gmmjax.em` is the function
 
 
 def laid_out(weights=None, block=16):
@@ -139,3 +141,78 @@ def test_an_outlier_does_not_take_all_moves():
     model = gmmjax.fit(jax.random.key(0), far, 2, family="tied", restarts=6).model
     count = drawn(model, blocks.split(far), far, 4000)
     assert count[-1] < 0.25 * count.sum()
+
+
+def overlapping():
+    """Clusters that overlap, so that lanes end in many optima and come to rest slowly."""
+    rng = np.random.default_rng(3)
+    return rows(rng.normal(size=(300, 2)) + 1.2 * rng.integers(0, 3, (300, 1)))
+
+
+def test_lanes_far_behind_are_left_and_the_best_is_no_worse(monkeypatch):
+    x = overlapping()
+
+    def run():
+        jax.clear_caches()
+        return gmmjax.fit(jax.random.key(0), x, 4, restarts=72)
+
+    raced = run()
+    monkeypatch.setattr(search, "PATIENCE", np.inf)
+    whole = run()
+    left = np.asarray(raced.lanes.status) == Status.OVERTAKEN
+    assert 0 < left.sum() < 72
+    assert not np.any(np.asarray(whole.lanes.status) == Status.OVERTAKEN)
+    assert int(raced.lanes.n_steps.sum()) < 0.8 * int(whole.lanes.n_steps.sum())
+    assert raced.status != Status.OVERTAKEN
+    assert np.all(np.asarray(raced.lanes.n_steps)[left] >= search.SETTLING)
+    assert np.all(np.asarray(raced.lanes.log_likelihood)[left] < float(raced.log_likelihood))
+    np.testing.assert_allclose(raced.log_likelihood, whole.log_likelihood, rtol=1e-5)
+
+
+def test_no_lane_of_the_first_round_is_left():
+    result = gmmjax.fit(jax.random.key(0), overlapping(), 4, restarts=72)
+    assert np.all(np.asarray(result.lanes.status)[: 72 // search.LEAST] != Status.OVERTAKEN)
+
+
+def test_who_is_left_does_not_depend_on_the_number_of_slots(float64):
+    x = overlapping()
+    ends = [
+        gmmjax.fit(jax.random.key(0), x, 4, restarts=36, restart_batch=slots).lanes.status
+        for slots in (1, 5, 36)
+    ]
+    for other in ends[1:]:
+        np.testing.assert_array_equal(other, ends[0])
+
+
+def test_with_a_tolerance_of_0_every_lane_takes_all_its_steps():
+    result = gmmjax.fit(
+        jax.random.key(0), overlapping(), 3, restarts=24, tol=0.0, max_steps=30, throw=False
+    )
+    assert np.all(np.asarray(result.lanes.n_steps) == 30)
+
+
+@pytest.mark.parametrize(
+    ("gap", "change", "steps", "status", "best", "left"),
+    [
+        (10.1, 0.01, 10, Status.RUNNING, Status.CONVERGED, True),
+        (9.9, 0.01, 10, Status.RUNNING, Status.CONVERGED, False),  # 200 steps of 0.05 nats do it
+        (10.1, 0.01, 9, Status.RUNNING, Status.CONVERGED, False),
+        (10.1, 0.01, 10, Status.CONVERGED, Status.CONVERGED, False),
+        (10.1, 0.01, 10, Status.RUNNING, Status.DEGENERATE, False),
+        (0.1, -0.01, 10, Status.RUNNING, Status.CONVERGED, True),
+        (-5.0, 0.0, 10, Status.RUNNING, Status.CONVERGED, False),
+        (10.1, np.inf, 10, Status.RUNNING, Status.CONVERGED, False),
+    ],
+)
+def test_when_a_lane_is_left(gap, change, steps, status, best, left):
+    x, data = laid_out()
+    model = start(0, np.asarray(x), K, "full")
+    state = dataclasses.replace(
+        em.blank(model, data), objective=jnp.asarray(-gap), change=jnp.asarray(change),
+        n_steps=jnp.asarray(steps), status=jnp.asarray(status),
+    )  # fmt: skip
+    far = dataclasses.replace(
+        em.EMResult.of(state), objective=jnp.zeros(()), status=jnp.asarray(best)
+    )
+    assert bool(search._left_behind(state, far, search.patience(1e-6, 5.0))) == left
+    assert not search._left_behind(state, far, search.patience(0.0, 5.0))

@@ -19,7 +19,7 @@ from gmmjax.lanes import Lanes, default_restarts
 from gmmjax.mixture import GaussianMixture
 from gmmjax.models.noise import NOISE, NoisyMixture, check_log_volume, log_hypervolume
 from gmmjax.priors import Prior
-from gmmjax.search import n_fresh, search
+from gmmjax.search import n_fresh, patience, search
 from gmmjax.status import Status, summarize
 from gmmjax.typing import Array, ArrayLike, Float, Int, Key, pytree
 
@@ -158,7 +158,9 @@ def _fit(
         return dataclasses.replace(best, mixture=initialization.swap(key, best.mixture, data))
 
     swaps = swap if start is None else None
-    result, endings, best = search(key, once, models, swaps, empty, lanes, batch)
+    result, endings, best = search(
+        key, once, models, swaps, empty, lanes, batch, patience(tol, data.total_weight)
+    )
     result = frame.leave(result, data.total_weight)
     return NoiseResult(
         model=result.model,
