@@ -77,7 +77,8 @@ def fit(
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].
       "mixed" starts a sixth of the lanes (of fewer than 72 twelve, of fewer than 24 half) from k-means++
       seeds and random points, and the others, in rounds, from the best so far with one component moved
-      to a row that it explains badly.
+      to a row that it explains badly; lanes far behind the best of the rounds before are left
+      (`Status.OVERTAKEN`). The other kinds run every start to its end.
     - `weights`: how often each row counts, [n]; weight 0 is as if the row were absent.
     - `prior`: a `Prior`, for the mode of the posterior (MAP-EM).
     - `reg`: the floor of the covariances, as a fraction of the variance of each column of x: Σ_j ⪰
