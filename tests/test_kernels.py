@@ -44,7 +44,7 @@ HAS_GPU = any(d.platform == "gpu" for d in jax.devices())
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(tiles, "of", lambda kernel, size, n: SMALL[kernel])
+    monkeypatch.setattr(tiles, "of", lambda kernel, size, n: SMALL[kernel.split()[0]])
 
 
 def problem(n: int, d: int, k: int, family: str, dtype: type = np.float32):
@@ -257,9 +257,8 @@ def test_lowers_for_cuda(case, precision):
         lanes, k, d, n, kind = MIXTURES[case]
         arguments = shape(lanes, k, unrolled.width(d, kind)), shape(n, d), shape(n)
         if kernels.choose("full", k, d) == "resident" and kind is FULL:
-            fn = partial(
-                resident.sums, kind=kind, tile=tiles.of("resident", k, n), precision=precision
-            )
+            tile = tiles.of(f"resident {precision}", k, n)
+            fn = partial(resident.sums, kind=kind, tile=tile, precision=precision)
         elif kind is FULL:
             tile = tiles.of("onepass", k, n)
             one = partial(onepass.sums, kind=kind, tile=tile, precision=precision)

@@ -115,7 +115,7 @@ def expect(
                 coefficients, x, weights, kind=kind, tile=tile, interpret=interpret
             )
         case "resident":
-            tile = tiles.of("resident", power_of_two(k), n)
+            tile = tiles.of(f"resident {precision}", power_of_two(k), n)
             total = resident.for_one(kind, tile, precision, interpret)(coefficients, x, weights)
         case "onepass":
             tile = tiles.of("onepass", power_of_two(k), n)

@@ -18,6 +18,10 @@ LOWEST = -1e30
 
 PARTS = {"high": 3, "tf32": 2}
 
+MOMENTS = "tf32"
+"""The precision of sums over rows, in either mode: what rounding leaves out of 16 bits is as often above as
+below, and averages out. A log-density is a difference of large terms, where it does not."""
+
 
 def parts(a: Float[Array, "..."], precision: str) -> tuple[Array, ...]:
     """The operand of a product as bfloat16 numbers, the largest first: three for "high", two for "tf32".
@@ -38,6 +42,12 @@ def parts(a: Float[Array, "..."], precision: str) -> tuple[Array, ...]:
 def _upper_half(bits: Array) -> Array:
     half = lax.shift_right_logical(bits, jnp.full_like(bits, 16)).astype(jnp.int16)
     return lax.bitcast_convert_type(half, jnp.bfloat16)
+
+
+def rounded(a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """To the nearest of TF32's numbers, 11 bits: what a tensor core takes of a float32, but for its cut."""
+    bits = lax.bitcast_convert_type(a, jnp.int32) + 0x1000
+    return lax.bitcast_convert_type(bits & -0x2000, jnp.float32)
 
 
 def whole(a: tuple[Array, ...]) -> Float[Array, "..."]:

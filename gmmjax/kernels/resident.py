@@ -19,13 +19,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gmmjax.kernels.arithmetic import LOWEST, parts, power_of_two, product
+from gmmjax.kernels.arithmetic import LOWEST, MOMENTS, parts, power_of_two, product
 from gmmjax.kernels.tiles import Tile
 from gmmjax.moments import Second
 from gmmjax.typing import Array, Float
 
 LARGEST = 2**13
 """Sums of a model, components times features, that fit in the registers of a program."""
+
+ALONE = 264
+"""Programs of a launch for one model: two a multiprocessor of an H100."""
 
 
 def chunks(d: int, kind: Second) -> list[int]:
@@ -78,48 +81,49 @@ def _kernel(x_ref, w_ref, constant_ref, *refs, n, d, kind, tile, precision, n_ch
     def features(rows: Array) -> list[tuple[Array, ...]]:
         mask = (rows < n)[:, None] & (axes < d)[None, :]
         x = plgpu.load(x_ref.at[rows[:, None], axes[None, :]], mask=mask, other=0.0)
-        exact = parts(x, "high")
+        first = parts(x, precision)
         if kind is Second.FULL:
-            second = [product(exact, (a,)) * product(exact, (b,)) for a, b in picked]
+            second = [product(first, (a,)) * product(first, (b,)) for a, b in picked]
         else:
             second = [x * x]
-        return [exact[:n_parts], *(parts(s, precision) for s in second)]
+        return [first, *(parts(s, precision) for s in second)]
 
-    def by_lane(a: Float[Array, "rows columns"]) -> Float[Array, "rows lanes k"]:
-        return a.reshape(tile.rows, tile.lanes, k)
+    def by_lane(a: Float[Array, "columns rows"]) -> Float[Array, "lanes k rows"]:
+        return a.reshape(tile.lanes, k, tile.rows)
 
     def step(i: Array, carry):
         weight, totals, log_likelihood = carry
         rows = (i * tile.programs + program) * tile.rows + within
         w = plgpu.load(w_ref.at[rows], mask=rows < n, other=0.0)
         phi = features(rows)
-        joint = jnp.broadcast_to(constant_ref[...], (tile.rows, columns))
+        joint = jnp.broadcast_to(constant_ref[...][:, None], (columns, tile.rows))
         for chunk, refs in zip(phi, coefficient_refs, strict=True):
-            joint = joint + product(chunk, tuple(ref[...] for ref in refs))
+            joint = joint + product(
+                tuple(ref[...] for ref in refs), tuple(part.T for part in chunk)
+            )
         joint = by_lane(joint)
-        largest = jnp.max(joint, axis=2)
-        shifted = jnp.exp(joint - largest[:, :, None])
-        total = jnp.sum(shifted, axis=2)
-        log_likelihood = log_likelihood + w[:, None] * (largest + jnp.log(total))
-        r = (shifted * (w[:, None] / total)[:, :, None]).reshape(tile.rows, columns)
-        weight = weight + jnp.sum(r, axis=0)
-        r = parts(r, precision)
+        largest = jnp.max(joint, axis=1)
+        shifted = jnp.exp(joint - largest[:, None, :])
+        total = jnp.sum(shifted, axis=1)
+        log_likelihood = log_likelihood + w[None, :] * (largest + jnp.log(total))
+        r = (shifted * (w[None, :] / total)[:, None, :]).reshape(columns, tile.rows)
+        weight = weight + jnp.sum(r, axis=1)
+        r = parts(r, MOMENTS)
         # Each tile's product begins at 0 and is added in float32: a tensor core's own running sum
         # drops what it cannot hold, which over many rows is a bias.
         totals = [
-            total + product(tuple(part.T for part in chunk), r)
-            for total, chunk in zip(totals, phi, strict=True)
+            total + product(r, chunk[: len(r)]) for total, chunk in zip(totals, phi, strict=True)
         ]
         return weight, totals, log_likelihood
 
     begin = (
         jnp.zeros(columns, jnp.float32),
         [jnp.zeros(ref.shape, jnp.float32) for ref in sums_refs],
-        jnp.zeros((tile.rows, tile.lanes), jnp.float32),
+        jnp.zeros((tile.lanes, tile.rows), jnp.float32),
     )
     weight, totals, log_likelihood = lax.fori_loop(0, steps, step, begin)
     weight_ref[...] = weight
-    log_likelihood_ref[...] = jnp.sum(log_likelihood, axis=0)
+    log_likelihood_ref[...] = jnp.sum(log_likelihood, axis=1)
     for ref, total in zip(sums_refs, totals, strict=True):
         ref[...] = total
 
@@ -163,7 +167,7 @@ def sums(
 
     cuts = np.cumsum(sides[1:])[:-1].tolist()
     pieces = [linear, *jnp.split(second, cuts, axis=-1)]
-    split = [parts(jnp.swapaxes(columns(a), 1, 2), precision) for a in pieces]
+    split = [parts(columns(a), precision) for a in pieces]
     tables = [part for piece in split for part in piece]
     picked = [p for pair in picks(d) for p in pair] if kind is Second.FULL else []
     picked = [jnp.asarray(p, jnp.bfloat16) for p in picked]
@@ -187,14 +191,14 @@ def sums(
         out_specs=[
             pl.BlockSpec((None, None, width), lambda i, g: (i, g, 0)),
             *(
-                pl.BlockSpec((None, None, side, width), lambda i, g: (i, g, 0, 0))
+                pl.BlockSpec((None, None, width, side), lambda i, g: (i, g, 0, 0))
                 for side in sides
             ),
             pl.BlockSpec((None, None, tile.lanes), lambda i, g: (i, g, 0)),
         ],
         out_shape=[
             out((programs, groups, width), jnp.float32),
-            *(out((programs, groups, side, width), jnp.float32) for side in sides),
+            *(out((programs, groups, width, side), jnp.float32) for side in sides),
             out((programs, groups, tile.lanes), jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
@@ -202,8 +206,8 @@ def sums(
         name="gmm_resident",
     )(x, weights, columns(constant), *picked, *tables)  # fmt: skip
 
-    def models(a: Float[Array, "programs groups ... columns"]) -> Float[Array, "lanes k ..."]:
-        a = jnp.moveaxis(jnp.sum(a, axis=0), -1, 1)
+    def models(a: Float[Array, "programs groups columns ..."]) -> Float[Array, "lanes k ..."]:
+        a = jnp.sum(a, axis=0)
         return a.reshape(groups * tile.lanes, wide, *a.shape[2:])[:lanes, :k]
 
     first, *rest = (models(total) for total in totals)
@@ -225,9 +229,8 @@ def for_one(
     options = {"kind": kind, "precision": precision, "interpret": interpret}
 
     def alone(coefficients: Array, x: Array, weights: Array) -> tuple[Array, Array]:
-        total, log_likelihood = sums(
-            coefficients[None], x, weights, tile=replace(tile, lanes=1), **options
-        )
+        alone = replace(tile, lanes=1, warps=4, programs=max(tile.programs, ALONE))
+        total, log_likelihood = sums(coefficients[None], x, weights, tile=alone, **options)
         return total[0], log_likelihood[0]
 
     one = jax.custom_batching.custom_vmap(alone)

@@ -30,8 +30,15 @@ class Tile:
 TABLE: dict[str, list[tuple[int, Tile]]] = {
     # kernel: [(largest size, tile), …] in rising order; what "size" means stands beside each.
     "unrolled": [(1 << 30, Tile(rows=128, programs=4))],  # any
-    # components, padded
-    "resident": [
+    # components, padded; 128 or 64 columns of components and lanes
+    "resident high": [
+        (16, Tile(rows=64, lanes=8, warps=8, stages=1, programs=66)),
+        (32, Tile(rows=64, lanes=4, warps=8, stages=1, programs=66)),
+        (64, Tile(rows=64, lanes=2, warps=8, stages=1, programs=66)),
+        (1 << 30, Tile(rows=64, warps=8, stages=1, programs=66)),
+    ],
+    "resident tf32": [
+        (16, Tile(rows=64, lanes=4, stages=1)),
         (32, Tile(rows=64, lanes=2, stages=1)),
         (1 << 30, Tile(rows=64, stages=1)),
     ],
@@ -48,7 +55,7 @@ TABLE: dict[str, list[tuple[int, Tile]]] = {
     "nearest": [
         (64, Tile(rows=128, components=64, stages=1)),
         (128, Tile(rows=128, components=128, warps=8, stages=1)),
-        (256, Tile(rows=64, components=64, warps=8, stages=1)),
+        (256, Tile(rows=128, components=128, warps=8, stages=1, programs=132)),
     ],
 }
 
