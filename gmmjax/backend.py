@@ -65,18 +65,13 @@ def choose(
     Raises `ValueError` for a kernel or a precision that does not exist, or not here.
     """
     second = families.get(family).second
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    _check_precision(precision)
     chosen = _kernel(kernel, dtype)
     if chosen == "pallas":
         from gmmjax import kernels
 
         _refuse_unless(kernels.supports(family, k, d, dtype))
-        if precision not in kernels.PRECISIONS:
-            raise ValueError(
-                f"precision: expected one of {', '.join(kernels.PRECISIONS)} for the kernel 'pallas'; "
-                f"got {precision!r}. Use kernel='xla' for others."
-            )
+        _check_for_pallas(precision)
     elif kernel == "auto" and n >= LEAST_ROWS and _measured_gpu():
         from gmmjax import kernels
 
@@ -84,8 +79,7 @@ def choose(
             kernels.choose(family, k, d), ()
         ):
             chosen = "pallas"
-    if jax.default_backend() != "gpu" or jnp.dtype(dtype) != jnp.float32:
-        precision = "highest"  # there is no other
+    precision = _on_this_backend(precision, dtype)
     block = rows_a_block(d, k, second, dtype, lanes) if block is None else block
     batch = _batch(chosen, n, k, block, dtype) if batch is None else batch
     return Choice(chosen, precision, block, min(batch, lanes))
@@ -99,22 +93,49 @@ def choose_for_kmeans(
     lanes: int,
     *,
     kernel: str = "auto",
+    precision: str = "high",
     block: int | None = None,
     batch: int | None = None,
 ) -> Choice:
     """As `choose`, for K-means in d features."""
     chosen = _kernel(kernel, dtype)
-    if chosen == "pallas" or (kernel == "auto" and n >= LEAST_ROWS and _measured_gpu()):
+    _check_precision(precision)
+    if chosen == "pallas":
         from gmmjax import kernels
 
-        served = kernels.supports_kmeans(d, dtype)
-        if kernel == "pallas":
-            _refuse_unless(served)
-        chosen = "pallas" if served else "xla"
+        _refuse_unless(kernels.supports_kmeans(d, dtype))
+        _check_for_pallas(precision)
+    elif kernel == "auto" and n >= LEAST_ROWS and _measured_gpu():
+        from gmmjax import kernels
+
+        if kernels.supports_kmeans(d, dtype) and precision in kernels.PRECISIONS:
+            chosen = "pallas"
+    precision = _on_this_backend(precision, dtype)
     if block is None:
         block = 2**10 if jax.default_backend() == "cpu" else 2**15
     batch = _batch(chosen, n, k, block, dtype) if batch is None else batch
-    return Choice(chosen, "highest", min(block, bucket(n, block)), min(batch, lanes))
+    return Choice(chosen, precision, min(block, bucket(n, block)), min(batch, lanes))
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}.")
+
+
+def _check_for_pallas(precision: str) -> None:
+    from gmmjax import kernels
+
+    if precision not in kernels.PRECISIONS:
+        raise ValueError(
+            f"precision: expected one of {', '.join(kernels.PRECISIONS)} for the kernel 'pallas'; "
+            f"got {precision!r}. Use kernel='xla' for others."
+        )
+
+
+def _on_this_backend(precision: str, dtype: jnp.dtype) -> str:
+    """On a CPU, and in float64, there is none but the highest."""
+    on_gpu = jax.default_backend() == "gpu" and jnp.dtype(dtype) == jnp.float32
+    return precision if on_gpu else "highest"
 
 
 def _kernel(kernel: str, dtype: jnp.dtype) -> str:

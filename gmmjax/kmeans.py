@@ -6,6 +6,7 @@ The limit of EM for spherical components of one common variance → 0 (MATH 4). 
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -93,11 +94,11 @@ class KMeans:
         )
 
     def expect(
-        self, x: Float[Array, "n d"], weights: Float[Array, "n"]
+        self, x: Float[Array, "n d"], weights: Float[Array, "n"], precision: str = "highest"
     ) -> tuple[Assignment, Float[Array, ""]]:
         """Hard assignment of a block: sums per cluster, and minus its inertia."""
         k, d = self.centers.shape
-        labels = _nearest(self.centers, x)
+        labels = _nearest(self.centers, x, precision)
         hot = (labels == jnp.arange(k)[:, None]).astype(x.dtype) * weights
         distance = jnp.sum((x - self.centers[labels]) ** 2, axis=1)
         reach = jnp.where(weights > 0, distance, 0.0)
@@ -105,7 +106,7 @@ class KMeans:
         room = min(k, 8)
         found = Assignment(
             jnp.sum(hot, axis=1),
-            linalg.dot(hot, x),
+            linalg.dot(hot, x, "high" if precision == "tf32" else precision),
             jnp.zeros(room, x.dtype).at[0].set(reach[farthest]),
             jnp.zeros((room, d), x.dtype).at[0].set(x[farthest]),
         )
@@ -113,8 +114,9 @@ class KMeans:
 
     def collect(self, blocks: Blocks) -> tuple[Assignment, Float[Array, ""]]:
         """The sum of `expect` over all blocks, by a kernel where `blocks.how` says so."""
+        precision = blocks.how.precision
         if blocks.how.kernel == "xla":
-            return collect(self.expect, blocks)
+            return collect(partial(self.expect, precision=precision), blocks)
         rows, weights = blocks.rows(), blocks.weights.reshape(-1)
         room = min(self.centers.shape[0], 8)
         if blocks.how.kernel == "native":
@@ -124,7 +126,9 @@ class KMeans:
         else:
             from gmmjax import kernels
 
-            *found, inertia = kernels.assign(self.centers, rows, weights, room=room)
+            *found, inertia = kernels.assign(
+                self.centers, rows, weights, room=room, precision=precision
+            )
         return Assignment(*found), -inertia
 
     def maximize(
@@ -143,14 +147,16 @@ class KMeans:
         return KMeans(centers), jnp.where(left, Status.EMPTY_COMPONENT, Status.CONVERGED)
 
 
-def _nearest(centers: Float[Array, "k d"], x: Float[Array, "n d"]) -> Int[Array, "n"]:
+def _nearest(
+    centers: Float[Array, "k d"], x: Float[Array, "n d"], precision: str = "highest"
+) -> Int[Array, "n"]:
     """argmin_j ½‖μ_j‖² − μ_j·x: half the squared distance, up to a term in x.
 
     A minimum, and the first index that attains it: XLA's argmin on a CPU is not vectorised.
     """
     k = centers.shape[0]
     half = 0.5 * jnp.sum(centers * centers, axis=1)
-    distance = half[:, None] - linalg.dot(centers, x.T)
+    distance = half[:, None] - linalg.dot(centers, x.T, precision)
     least = jnp.min(distance, axis=0)
     index = jnp.where(distance <= least, jnp.arange(k)[:, None], k - 1)  # NaN: any will do
     return jnp.min(index, axis=0)
@@ -199,6 +205,7 @@ def kmeans(
     block: int | None = None,
     restart_batch: int | None = None,
     kernel: str = "auto",
+    precision: str = "high",
     throw: bool = True,
 ) -> KMeansResult:
     """K-means by Lloyd's iteration from many starts at once; the least inertia is kept.
@@ -212,7 +219,9 @@ def kmeans(
     - `tol`: the fall of the inertia in one step, as a fraction of the variance of the data per row,
       at which a lane has converged. With 0, exactly `max_steps` are taken.
     - `max_steps`, `block`, `restart_batch`, `throw`: as in `fit`.
-    - `kernel`: "auto", "xla", "native" or "pallas", as in `fit`.
+    - `kernel`: "auto", "xla", "native" or "pallas", as in `fit`; `precision` of the product that
+      searches, in float32 on a GPU: "highest", "high", or "tf32", where a row that lies between two
+      centres may go to either. Sums and inertia are those of the labels.
 
     An emptied cluster is moved to the row farthest from its centre; where every row lies on a
     centre, clusters stay empty and the status is `EMPTY_COMPONENT`.
@@ -246,7 +255,7 @@ def kmeans(
         start = start[None] if start.ndim == 2 else start
         lanes, init = start.shape[0], "centers"
     choice = choose_for_kmeans(
-        n, d, k, x.dtype, lanes, kernel=kernel,
+        n, d, k, x.dtype, lanes, kernel=kernel, precision=precision,
         block=None if block is None else checks.count(block, "block"),
         batch=None if restart_batch is None else checks.count(restart_batch, "restart_batch"),
     )  # fmt: skip
