@@ -18,9 +18,9 @@ LOWEST = -1e30
 
 PARTS = {"high": 3, "tf32": 2}
 
-MOMENTS = "tf32"
-"""The precision of sums over rows, in either mode: what rounding leaves out of 16 bits is as often above as
-below, and averages out. A log-density is a difference of large terms, where it does not."""
+RESPONSIBILITIES = "tf32"
+"""Their precision in the sums over rows, in either mode: 16 bits, in a component's weight as in its other
+sums. So these are the sums of rows that count by up to 2⁻¹⁷ more or less, and nothing cancels."""
 
 
 def parts(a: Float[Array, "..."], precision: str) -> tuple[Array, ...]:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gmmjax.kernels.arithmetic import LOWEST, MOMENTS, parts, power_of_two, product
+from gmmjax.kernels.arithmetic import LOWEST, RESPONSIBILITIES, parts, power_of_two, product, whole
 from gmmjax.kernels.tiles import Tile
 from gmmjax.moments import Second
 from gmmjax.typing import Array, Float
@@ -51,7 +51,7 @@ def _kernel(
     n_chunks = left_ref.shape[0] // tile.features
     program, within = pl.program_id(0), jnp.arange(tile.rows, dtype=jnp.int32)
 
-    def features(rows: Array, chunk: Any, precision: str) -> tuple[Array, ...]:
+    def features(rows: Array, chunk: Any) -> tuple[Array, ...]:
         left, right = left_ref[chunk][:, None], right_ref[chunk][:, None]
         rows = rows[None, :]
         phi = plgpu.load(x_ref.at[left, rows]) * plgpu.load(x_ref.at[right, rows])
@@ -65,7 +65,7 @@ def _kernel(
         def e(c: Array, joint: Array) -> Array:
             chunk = pl.ds(c * tile.features, tile.features)
             coefficients = tuple(ref[:, chunk] for ref in coefficient_refs)
-            return joint + product(coefficients, features(rows, chunk, precision))
+            return joint + product(coefficients, features(rows, chunk))
 
         joint = jnp.broadcast_to(constant_ref[...][:, None], (k, tile.rows))
         joint = lax.fori_loop(0, n_chunks, e, joint)
@@ -74,12 +74,12 @@ def _kernel(
         total = jnp.sum(shifted, axis=0)
         log_likelihood = log_likelihood + w * (largest + jnp.log(total))
         r = shifted * (w / total)[None, :]
-        weight = weight + jnp.sum(r, axis=1)
-        r = parts(r, MOMENTS)
+        r = parts(r, RESPONSIBILITIES)
+        weight = weight + jnp.sum(whole(r), axis=1)
 
         def m(c: Array, _: Array) -> Array:
             chunk = pl.ds(c * tile.features, tile.features)
-            phi = tuple(part.T for part in features(rows, chunk, MOMENTS))
+            phi = tuple(part.T for part in features(rows, chunk))
             at = sums_ref.at[:, chunk]
             before = plgpu.load(at, mask=jnp.broadcast_to(i > 0, at.shape), other=0.0)
             # Each tile's product begins at 0 and is added in float32: a tensor core's own running

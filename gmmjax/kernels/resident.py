@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gmmjax.kernels.arithmetic import LOWEST, MOMENTS, parts, power_of_two, product
+from gmmjax.kernels.arithmetic import LOWEST, RESPONSIBILITIES, parts, power_of_two, product, whole
 from gmmjax.kernels.tiles import Tile
 from gmmjax.moments import Second
 from gmmjax.typing import Array, Float
@@ -107,13 +107,11 @@ def _kernel(x_ref, w_ref, constant_ref, *refs, n, d, kind, tile, precision, n_ch
         total = jnp.sum(shifted, axis=1)
         log_likelihood = log_likelihood + w[None, :] * (largest + jnp.log(total))
         r = (shifted * (w[None, :] / total)[:, None, :]).reshape(columns, tile.rows)
-        weight = weight + jnp.sum(r, axis=1)
-        r = parts(r, MOMENTS)
+        r = parts(r, RESPONSIBILITIES)
+        weight = weight + jnp.sum(whole(r), axis=1)
         # Each tile's product begins at 0 and is added in float32: a tensor core's own running sum
         # drops what it cannot hold, which over many rows is a bias.
-        totals = [
-            total + product(r, chunk[: len(r)]) for total, chunk in zip(totals, phi, strict=True)
-        ]
+        totals = [total + product(r, chunk) for total, chunk in zip(totals, phi, strict=True)]
         return weight, totals, log_likelihood
 
     begin = (

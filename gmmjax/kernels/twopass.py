@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from gmmjax.kernels.arithmetic import LOWEST, MOMENTS, parts, power_of_two, product, whole
+from gmmjax.kernels.arithmetic import LOWEST, RESPONSIBILITIES, parts, power_of_two, product, whole
 from gmmjax.kernels.tiles import Tile
 from gmmjax.moments import Second
 from gmmjax.typing import Array, Float
@@ -85,12 +85,12 @@ def _sums(x_ref, w_ref, log_prob_ref, constant_ref, *refs, n, kind, tile, width,
         joint = _joint(phi, constant, refs, chunk, kind)
         # A row outside, or an absent one, may lie where the difference overflows.
         r = jnp.where(w[:, None] > 0, w[:, None] * jnp.exp(joint - log_prob[:, None]), 0.0)
-        cut = parts(r, MOMENTS)
+        cut = parts(r, RESPONSIBILITIES)
         turned, used = tuple(part.T for part in cut), whole(cut)
         weight = weight + jnp.sum(used, axis=0)
-        first = first + product(turned, phi[0][: len(cut)])
+        first = first + product(turned, phi[0])
         if kind is Second.DIAG:
-            second = second + product(turned, phi[1][: len(cut)])
+            second = second + product(turned, phi[1])
         else:
             second = second + jnp.sum(used * phi[1][:, None], axis=0)
         return weight, first, second
