@@ -108,7 +108,7 @@ def choose_for_kmeans(
     elif kernel == "auto" and n >= LEAST_ROWS and _measured_gpu():
         from gmmjax import kernels
 
-        if kernels.supports_kmeans(d, dtype) and precision in kernels.PRECISIONS:
+        if kernels.supports_kmeans(d, dtype) and precision in kernels.FASTER.get("nearest", ()):
             chosen = "pallas"
     precision = _on_this_backend(precision, dtype)
     if block is None:

@@ -195,17 +195,26 @@ def test_auto_takes_them_where_they_were_measured_faster(monkeypatch):
     monkeypatch.setattr(backend, "_measured_gpu", lambda: True)
     assert taken(n, 4, 8) == "pallas"
     assert taken(n, 4, 8, kernel="xla") == "xla"
-    assert taken(n, 64, 64) == "pallas"
-    assert taken(n, 16, 32) == "xla"
-    assert taken(n, 16, 32, precision="tf32") == "pallas"
     assert taken(2000, 4, 8) == "xla"
-    assert backend.choose_for_kmeans(n, 16, 32, float32, 1).kernel == "pallas"
-    assert backend.choose_for_kmeans(2000, 16, 32, float32, 1).kernel == "xla"
     assert taken(n, 4, 8, precision="highest") == "xla"
-    assert taken(n, 16, 32, "tied") == "xla"
+    assert taken(n, 4, 8, "tied") == "xla"
     assert taken(n, 4, 8, dtype=jnp.dtype("float64")) == "xla"
-    assert taken(n, 128, 1024, "diag") == "xla"
-    assert backend.choose_for_kmeans(n, 200, 32, float32, 1).kernel == "xla"
+    for d, k in ((16, 32), (64, 64)):
+        assert taken(n, d, k) == "xla"
+        monkeypatch.setitem(kernels.FASTER, kernels.choose("full", k, d), ("tf32",))
+        assert taken(n, d, k) == "xla"
+        assert taken(n, d, k, precision="tf32") == "pallas"
+
+    def taken_by_kmeans(n, d, **options):
+        return backend.choose_for_kmeans(n, d, 32, float32, 1, **options).kernel
+
+    assert taken_by_kmeans(n, 16) == "xla"
+    assert taken_by_kmeans(n, 16, kernel="pallas") == "pallas"
+    monkeypatch.setitem(kernels.FASTER, "nearest", kernels.PRECISIONS)
+    assert taken_by_kmeans(n, 16) == "pallas"
+    assert taken_by_kmeans(n, 200) == "xla"
+    assert taken_by_kmeans(2000, 16) == "xla"
+    assert taken_by_kmeans(n, 16, precision="highest") == "xla"
 
 
 def test_parts():
@@ -305,3 +314,28 @@ def test_on_a_gpu(family, n, d, k, precision):
         agree(found, exact(n, d, k, family), 1e-4)
     else:
         agree(found, exact(n, d, k, family), 1e-3, of_sums=5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU here; the same kernel runs in interpret mode above")
+@pytest.mark.parametrize("precision", kernels.PRECISIONS)
+@pytest.mark.parametrize(("n", "d", "k"), [(5001, 32, 256), (5001, 128, 300), (129, 1, 5)])
+def test_kmeans_on_a_gpu(n, d, k, precision):
+    """The sums are those of some nearest centre: their total is that of all rows, and the inertia's."""
+    _, x, weights = problem(n, d, k, "diag")
+    centers = x[:k]
+    with jax.enable_x64(False):
+        weight, first, far, _, inertia = jax.jit(
+            lambda c: kernels.assign(c, x, weights, room=8, precision=precision)
+        )(centers)
+    rows, w, means = (np.asarray(a, np.float64) for a in (x, weights, centers))
+    distance = np.sum(rows**2, 1)[:, None] - 2 * rows @ means.T + np.sum(means**2, 1)
+    label = np.argmin(distance, axis=1)
+    close = 1e-5 if precision == "high" else 1e-3
+    np.testing.assert_allclose(inertia, np.sum(w * np.min(distance, axis=1)), rtol=close)
+    np.testing.assert_allclose(np.sum(weight), w.sum(), rtol=1e-5)
+    np.testing.assert_allclose(np.sum(first, axis=0), w @ rows, atol=1e-5 * np.abs(w @ rows).max())
+    counts = np.bincount(label, w, k)
+    wrong = np.sum(np.abs(np.asarray(weight) - counts)) / w.sum()
+    assert wrong <= (1e-3 if precision == "high" else 2e-2)
+    assert np.all(np.diff(np.asarray(far)) <= 0)

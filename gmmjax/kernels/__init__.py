@@ -19,9 +19,9 @@ PRECISIONS = ("high", "tf32")
 """Products in six pairs of bfloat16 parts, as accurate as float32; or in three, to 16 bits."""
 
 
-FASTER = {"unrolled": PRECISIONS, "resident": ("tf32",), "onepass": PRECISIONS}
-"""Kernels of the mixture, and at which precisions they were faster than XLA where they were measured
-(docs/kernels.md). `twopass` has not been; `nearest`, of K-means, was."""
+FASTER = {"unrolled": PRECISIONS}
+"""What "auto" takes on a GPU of `backend.MEASURED`: kernels that were faster than XLA there, and whose sums
+passed the tests marked `gpu` as they are now. The others have changed since, or have no such test yet."""
 
 
 class Unsupported(str):
