@@ -71,7 +71,7 @@ def fit(
     - `x`: data [n, d], finite; or with NaN for missing values, see `missing`.
     - `n_components`: k ≥ 1, at most the number of rows.
     - `family`: "full", "tied", "diag" or "spherical" (`families.names()`).
-    - `restarts`: how many starts; `None` for `lanes.default_restarts`: on small data 48 a component and
+    - `restarts`: how many starts; `None` for `lanes.default_restarts`: on small data 60 a component and
       more where there are many columns, on large data fewer. Given models or labels, as many as are given.
     - `init`: "mixed", "k-means", "k-means++", "random_points", "random_responsibilities"; a
       `GaussianMixture` of the same family, with a leading axis for several; or integer labels [n].

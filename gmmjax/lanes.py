@@ -21,12 +21,12 @@ from gmmjax.typing import Array, ArrayLike, Bool, Float, Int, pytree
 
 
 def default_restarts(n: int, k: int, d: int) -> int:
-    """How many starts where the caller does not say: 48 a component, more where there are many columns.
+    """How many starts where the caller does not say: 60 a component, more where there are many columns.
 
-    The more components and columns, the more optima there are (docs/optima.md). At least 144, but on data
+    The more components and columns, the more optima there are (docs/optima.md). At least 180, but on data
     that take long fewer, down to 4.
     """
-    return max(4, min(16 * max(k, 3) * max(d, 3), 2**28 // (n * k * d * d)))
+    return max(4, min(20 * max(k, 3) * max(d, 3), 2**28 // (n * k * d * d)))
 
 
 def in_batches(fn: Callable[[Any], Any], xs: Any, batch: int) -> Any:

@@ -27,7 +27,7 @@ def laid_out(weights=None, block=16):
 @pytest.mark.parametrize(
     ("n", "k", "d", "expected"),
     [
-        (272, 1, 2, 144), (272, 3, 2, 144), (272, 4, 2, 192), (178, 9, 13, 991), (178, 4, 13, 832),
+        (272, 1, 2, 180), (272, 3, 2, 180), (272, 4, 2, 240), (178, 9, 13, 991), (178, 4, 13, 1040),
         (100_000, 16, 8, 4), (10_000, 8, 4, 209),
     ],
 )  # fmt: skip
@@ -124,12 +124,12 @@ def test_blocks_do_not_matter():
 
 
 def test_lanes_from_the_count_on_are_left_out():
-    """`select` runs a program of 192 lanes for k = 4, and of them 144 for k = 2."""
+    """`select` runs a program of 240 lanes for k = 4, and of them 180 for k = 2."""
     x, _ = laid_out()
     grid = gmmjax.select(jax.random.key(0), x, [2, 4], "tied")
     for k in (2, 4):
         cell = grid.cell(k, "tied")
-        assert cell.lanes.status.shape == (48 * max(k, 3),)
+        assert cell.lanes.status.shape == (60 * max(k, 3),)
         assert np.all(cell.lanes.status != Status.RUNNING)
         assert np.all(cell.lanes.n_steps > 0)
         np.testing.assert_allclose(cell.log_likelihood, cell.lanes.log_likelihood.max(), rtol=1e-6)
