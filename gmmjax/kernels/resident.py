@@ -27,8 +27,8 @@ from gmmjax.typing import Array, Float
 LARGEST = 2**13
 """Sums of a model, components times features, that fit in the registers of a program."""
 
-ALONE = 264
-"""Programs of a launch for one model: two a multiprocessor of an H100."""
+PROGRAMS = 264
+"""Of a launch, where 64 components or fewer are summed up together: two a multiprocessor of an H100."""
 
 
 def chunks(d: int, kind: Second) -> list[int]:
@@ -216,6 +216,14 @@ def sums(
     return total, jnp.sum(log_likelihood, axis=0).reshape(-1)[:lanes]
 
 
+def _for_lanes(tile: Tile, lanes: int, k: int) -> Tile:
+    """The tile with no more lanes than there are, and warps and programs to suit."""
+    lanes = min(tile.lanes, power_of_two(lanes, least=1))
+    if lanes * k >= 128:
+        return replace(tile, lanes=lanes)
+    return replace(tile, lanes=lanes, warps=4, programs=max(tile.programs, PROGRAMS))
+
+
 def for_one(
     kind: Second, tile: Tile, precision: str, interpret: bool
 ) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
@@ -226,9 +234,12 @@ def for_one(
     """
     options = {"kind": kind, "precision": precision, "interpret": interpret}
 
+    def together(lanes: int, coefficients: Array, x: Array, weights: Array):
+        some = _for_lanes(tile, lanes, power_of_two(coefficients.shape[1]))
+        return sums(coefficients, x, weights, tile=some, **options)
+
     def alone(coefficients: Array, x: Array, weights: Array) -> tuple[Array, Array]:
-        alone = replace(tile, lanes=1, warps=4, programs=max(tile.programs, ALONE))
-        total, log_likelihood = sums(coefficients[None], x, weights, tile=alone, **options)
+        total, log_likelihood = together(1, coefficients[None], x, weights)
         return total[0], log_likelihood[0]
 
     one = jax.custom_batching.custom_vmap(alone)
@@ -239,7 +250,7 @@ def for_one(
             axes = tuple(0 if b else None for b in batched)
             out = jax.vmap(alone, axes, axis_size=size)(coefficients, x, weights)
         else:
-            out = sums(coefficients, x, weights, tile=tile, **options)
+            out = together(size, coefficients, x, weights)
         return out, (True, True)
 
     return one
