@@ -577,7 +577,7 @@ def bench(name: str, repeats: int, rivals: dict) -> list[dict]:
 TRIED = {  # what `tune` tries of each kernel, beside the tile of the table
     "unrolled": {"rows": (64, 128), "warps": (2, 4), "programs": (2, 3, 4, 6, 8)},
     "resident": {
-        "rows": (64, 128), "lanes": (1, 2), "warps": (4, 8), "programs": (132, 264, 396, 528),
+        "rows": (32, 64, 128), "lanes": (1, 2, 4), "warps": (4, 8), "programs": (66, 132, 264, 396),
     },
     "onepass": {
         "rows": (64, 128), "features": (32, 64, 128), "warps": (4, 8), "programs": (132, 264, 396),
