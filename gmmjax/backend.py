@@ -158,8 +158,8 @@ def _kernel(kernel: str, dtype: jnp.dtype) -> str:
 
 
 MEASURED = ("9.0",)
-"""CUDA compute capabilities of the GPUs on which the kernels, as they are now, beat XLA: an H200's, and
-so an H100's (docs/kernels.md)."""
+"""CUDA compute capabilities of the GPUs on which the kernels were measured: an H100's and an H200's. Which
+beat XLA there, `kernels.FASTER` says."""
 
 LEAST_ROWS = 2**13
 """Rows from which they were faster. A few thousand leave a GPU idle either way, and XLA's step has less

@@ -2,7 +2,7 @@
 
 For problems whose features are few (`LARGEST`). A program walks over its share of the rows. Of a tile of
 them it makes the quadratic features x_a·x_b by two products with matrices of zeros and ones, which pick
-the columns a and b exactly: no address is computed, and what comes out lies where the next product
+the parts of columns a and b exactly: no address is computed, and what comes out lies where the next product
 wants it. All models of the program take their log-joints, softmax and sums from the same features.
 The sums stay in registers, and those of the programs are added up outside in a fixed order, so the same
 input gives the same bits.
