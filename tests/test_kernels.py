@@ -142,6 +142,21 @@ def test_lanes_are_one_launch(small):
                 agree(found, (*want, jnp.sum(weights)), 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("lanes", "k", "expected"), [(1, 32, (1, 4, 264)), (2, 32, (2, 4, 264)), (3, 32, (4, 8, 66))]
+)
+def test_a_program_is_not_filled_up_with_copies(lanes, k, expected):
+    """One model alone, or a `vmap` over one, took four times the work."""
+    tile = tiles.of("resident high", k, 2**20)
+    assert tile.lanes == 4
+    found = resident._for_lanes(tile, lanes, k)
+    assert (found.lanes, found.warps, found.programs) == expected
+    shapes = shape(lanes, 20, 21), shape(131, 5), shape(131)  # twenty components fill up 32
+    one = resident.for_one(FULL, tile, "high", interpret=True)
+    text = str(jax.make_jaxpr(jax.vmap(one, (0, None, None)))(*shapes))
+    assert f"f32[{found.programs},1,{found.lanes}]" in text  # the log-likelihoods
+
+
 @pytest.mark.parametrize("precision", kernels.PRECISIONS)
 def test_kmeans(small, precision):
     _, x, weights = problem(131, 5, 20, "diag")
