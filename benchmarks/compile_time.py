@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 
 CASES = {
     "full n=10k d=4 k=8": (10_000, 4, 8, "full"),
@@ -21,7 +22,7 @@ CASES = {
 LIMIT = 3.0
 
 
-def measure(n: int, d: int, k: int, family: str) -> dict:
+def measure(n: int, d: int, k: int, family: str, kernel: str) -> dict:
     """Seconds of each, in this process."""
     begin = time.perf_counter()
     import jax
@@ -37,7 +38,9 @@ def measure(n: int, d: int, k: int, family: str) -> dict:
 
     def seconds(rows: int) -> float:
         begin = time.perf_counter()
-        jax.block_until_ready(gmmjax.fit(jax.random.key(0), x[:rows], k, family=family))
+        jax.block_until_ready(
+            gmmjax.fit(jax.random.key(0), x[:rows], k, family=family, kernel=kernel)
+        )
         return time.perf_counter() - begin
 
     return {"import": imported, "first": seconds(n), "again": seconds(n), "fewer": seconds(n - 9)}
@@ -47,13 +50,16 @@ def main() -> int:
     """Two lines a case: a fresh process, and one that finds the cache."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--kernel", choices=("xla", "native"), action="append", help="xla; native has to be built"
+    )
     parser.add_argument("--json", help="a file for the results")
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(*CASES[arguments.case])))
+        print(json.dumps(measure(*CASES[arguments.case], arguments.kernel[0])))
         return 0
     rows = []
-    for name in CASES:
+    for name, kernel in product(CASES, arguments.kernel or ["xla"]):
         with tempfile.TemporaryDirectory() as folder:
             environment = {
                 **os.environ,
@@ -64,12 +70,14 @@ def main() -> int:
             for label in ("without a cache", "fills the cache", "finds the cache"):
                 given = {**os.environ} if label == "without a cache" else environment
                 command = [sys.executable, "-m", "benchmarks.compile_time", "--case", name]
+                command += ["--kernel", kernel]
                 out = subprocess.run(command, check=True, capture_output=True, env=given).stdout
-                row = {"case": name, "process": label, **json.loads(out)}
+                row = {"case": name, "kernel": kernel, "process": label, **json.loads(out)}
                 rows.append(row)
                 print(
-                    f"{name:<22} {label:<16} import {row['import']:.2f} s  first fit {row['first']:.2f}  "
-                    f"again {row['again']:.2f}  nine rows fewer {row['fewer']:.2f}",
+                    f"{name:<22} {kernel:<7} {label:<16} import {row['import']:.2f} s  "
+                    f"first fit {row['first']:.2f}  again {row['again']:.2f}  "
+                    f"nine rows fewer {row['fewer']:.2f}",
                     flush=True,
                 )
     slow = [r for r in rows if r["process"] == "without a cache" and r["first"] > LIMIT]
