@@ -184,7 +184,7 @@ def _batch(kernel: str, n: int, k: int, block: int, dtype: jnp.dtype) -> int:
     """Lanes that step together; from the round number of rows, so that like data share a program."""
     if kernel == "native":
         # It shares the cores out by itself; on small data more lanes share the calls of an M-step.
-        return max(8, min(512, 2**18 // (bucket(n, block) * k)))
+        return max(4, min(512, 2**18 // (bucket(n, block) * k)))
     if kernel == "pallas":  # it writes nothing of size n · k, and one launch serves all lanes
         return max(8, min(1024, 2**26 // (n * k)))
     return lanes_a_batch(bucket(n, block), k, block, dtype)
