@@ -104,12 +104,23 @@ def by_difference(fit: Callable[[int], None]) -> Steps:
     return run
 
 
+def our_start(case: Case, mu):
+    """The mixture of a case that starts at means [k, d]: equal weights, unit covariances."""
+    import jax.numpy as jnp
+
+    from gmmjax import GaussianMixture, families
+
+    eye = jnp.broadcast_to(jnp.eye(case.d, dtype=mu.dtype), (case.k, case.d, case.d))
+    factors = families.get(case.family).from_dense(eye)
+    return GaussianMixture(jnp.full(case.k, -np.log(case.k), mu.dtype), mu, factors, case.family)
+
+
 def our_step(case: Case, kernel: str, precision: str) -> Callable:
     """The E-step and the M-step of all lanes, by a kernel or by plain XLA in blocks; jitted."""
     import jax
     import jax.numpy as jnp
 
-    from gmmjax import GaussianMixture, blocks, families, kernels
+    from gmmjax import blocks, families, kernels
     from gmmjax.backend import Choice, rows_a_block
     from gmmjax.em import expect
     from gmmjax.kmeans import Assignment, KMeans
@@ -130,13 +141,7 @@ def our_step(case: Case, kernel: str, precision: str) -> Callable:
         return kernels.expect(model.prepare(), rows, weights, precision=precision)
 
     def one(mu, rows):
-        if case.family == "k-means":
-            model = KMeans(mu)
-        else:
-            family = families.get(case.family)
-            eye = jnp.broadcast_to(jnp.eye(case.d, dtype=mu.dtype), (case.k, case.d, case.d))
-            log_weights = jnp.full(case.k, -np.log(case.k), mu.dtype)
-            model = GaussianMixture(log_weights, mu, family.from_dense(eye), case.family)
+        model = KMeans(mu) if case.family == "k-means" else our_start(case, mu)
         sums, value = collect(model, rows)
         new, _ = model.maximize(sums)
         return value, new
@@ -165,17 +170,15 @@ def our_m_step(case: Case, means: np.ndarray) -> Steps:
     import jax
     import jax.numpy as jnp
 
-    from gmmjax import GaussianMixture, families, moments
+    from gmmjax import families, moments
 
-    family, (k, d), n = families.get(case.family), (case.k, case.d), case.n / case.k
+    second, (k, d), n = families.get(case.family).second, (case.k, case.d), case.n / case.k
 
     def one(mu):
         eye = jnp.broadcast_to(jnp.eye(d), (k, d, d))
-        model = GaussianMixture(jnp.full(k, -np.log(k)), mu, family.from_dense(eye), case.family)
-        kind = family.second.shape_kind
-        square = {"full": eye, "diag": jnp.ones((k, d)), "trace": jnp.full(k, float(d))}[kind]
-        sums = moments.Moments(mu, jnp.full(k, n), 0.0 * mu, n * square, family.second)
-        new, _ = model.maximize(sums)
+        square = {"full": eye, "diag": jnp.ones((k, d)), "trace": jnp.full(k, float(d))}
+        sums = moments.Moments(mu, jnp.full(k, n), 0.0 * mu, n * square[second.shape_kind], second)
+        new, _ = our_start(case, mu).maximize(sums)
         return new.prepare()
 
     step, start = jax.jit(jax.vmap(one)), jax.device_put(means)
@@ -192,9 +195,8 @@ def our_m_step(case: Case, means: np.ndarray) -> Steps:
 def our_driver(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precision: str) -> Steps:
     """A step of `fit` (or `kmeans`) itself, in its loop and with its tests of convergence."""
     import jax
-    import jax.numpy as jnp
 
-    from gmmjax import GaussianMixture, families, fit, kmeans
+    from gmmjax import fit, kmeans
 
     key = jax.random.key(0)
     data, start = jax.device_put(x[0] if case.shared else x), jax.device_put(means)
@@ -203,23 +205,20 @@ def our_driver(case: Case, x: np.ndarray, means: np.ndarray, kernel: str, precis
     def of_rows(data, start, steps):
         if case.family == "k-means":
             return kmeans(key, data, case.k, init=start, max_steps=steps, **options).centers
-        family = families.get(case.family)
-        dense = jnp.broadcast_to(jnp.eye(case.d), (*start.shape[:-1], case.d, case.d))
-        factors = jax.vmap(family.from_dense)(dense)
-        log_weights = jnp.full(start.shape[:-1], -np.log(case.k), jnp.float32)
-        models = GaussianMixture(log_weights, start, factors, case.family)
+        models = jax.vmap(lambda mu: our_start(case, mu))(start)
         return fit(
             key, data, case.k, init=models, max_steps=steps,
             family=case.family, accelerate=False, **options,
         ).log_likelihood  # fmt: skip
 
+    run = of_rows
     if not case.shared:  # a fit a lane, in one program
-        one = jax.jit(
-            jax.vmap(lambda x, start, steps: of_rows(x, start[None], steps), (0, 0, None))
-        )
-        fits = lambda steps: jax.block_until_ready(one(data, start, steps))  # noqa: E731
-    else:
-        fits = lambda steps: jax.block_until_ready(of_rows(data, start, steps))  # noqa: E731
+        one = jax.vmap(lambda rows, mu, steps: of_rows(rows, mu[None], steps), (0, 0, None))
+        run = jax.jit(one)
+
+    def fits(steps: int) -> None:
+        jax.block_until_ready(run(data, start, steps))
+
     fits(1)
     return by_difference(fits)
 

@@ -36,8 +36,8 @@ INSTRUCTIONS = ("HGMMA", "HMMA", "LDL", "STL", "LDS", "STS", "LDG", "BAR")
 """Products of Hopper's own and of the older kind, spills, shared and global memory, barriers."""
 
 
-def compiled(case: str, precision: str, changes: dict[str, int], folder: str) -> None:
-    """Compile the step, so that XLA writes what it made into the folder."""
+def compile_step(case: str, precision: str, changes: dict[str, int]) -> None:
+    """Compile the step, so that XLA writes what it made where XLA_FLAGS say."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import topologies
@@ -121,7 +121,7 @@ def main() -> int:
                     if file.is_file():
                         file.unlink()
                 try:
-                    compiled(case, precision, changes, folder)
+                    compile_step(case, precision, changes)
                 except jax.errors.JaxRuntimeError as error:
                     print(f"{case} {precision:<5} {str(error).splitlines()[0][:150]}", flush=True)
                     continue

@@ -47,6 +47,7 @@ class Work:
     """Fits of one case by one kernel, compiled: `run(size)` gives the seconds of one and what it found."""
 
     name: str
+    n: int
     lanes: int
     run: Callable[[int | None], tuple[float, Any]]
     sizes: list[int]
@@ -74,7 +75,7 @@ def prepare(name: str, kernel: str, wanted: Sequence[int]) -> Work:
     sizes = [size for size in wanted if size < lanes] + [lanes]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         fits = dict(zip([None, *sizes], pool.map(lambda b: run(b)[1], [None, *sizes]), strict=True))
-    return Work(name, lanes, run, sizes, fits)
+    return Work(name, len(x), lanes, run, sizes, fits)
 
 
 def measure(work: Work, runs: int) -> dict:
@@ -84,8 +85,7 @@ def measure(work: Work, runs: int) -> dict:
         for size in seconds:
             seconds[size].append(work.run(size)[0])
     steps = np.asarray(work.fits[work.lanes].lanes.n_steps)
-    n = CASES[work.name][0] or 272
-    scores = [float(fit.log_likelihood) / n for fit in work.fits.values()]
+    scores = [float(fit.log_likelihood) / work.n for fit in work.fits.values()]
     chosen = work.fits[None].choice
     return {
         "case": work.name,

@@ -67,18 +67,13 @@ def choose(
     second = families.get(family).second
     _check_precision(precision)
     chosen = _kernel(kernel, dtype)
-    if chosen == "pallas":
-        from gmmjax import kernels
 
-        _refuse_unless(kernels.supports(family, k, d, dtype))
-        _check_for_pallas(precision)
-    elif kernel == "auto" and n >= LEAST_ROWS and _measured_gpu():
-        from gmmjax import kernels
+    def ask(kernels: Any) -> tuple[object, str]:
+        served = kernels.supports(family, k, d, dtype)
+        return served, kernels.choose(family, k, d) if served else ""
 
-        if kernels.supports(family, k, d, dtype) and precision in kernels.FASTER.get(
-            kernels.choose(family, k, d), ()
-        ):
-            chosen = "pallas"
+    if _takes_pallas(kernel, n, precision, ask):
+        chosen = "pallas"
     precision = _on_this_backend(precision, dtype)
     block = rows_a_block(d, k, second, dtype, lanes) if block is None else block
     batch = _batch(chosen, n, k, block, dtype) if batch is None else batch
@@ -98,18 +93,14 @@ def choose_for_kmeans(
     batch: int | None = None,
 ) -> Choice:
     """As `choose`, for K-means in d features."""
-    chosen = _kernel(kernel, dtype)
     _check_precision(precision)
-    if chosen == "pallas":
-        from gmmjax import kernels
+    chosen = _kernel(kernel, dtype)
 
-        _refuse_unless(kernels.supports_kmeans(d, dtype))
-        _check_for_pallas(precision)
-    elif kernel == "auto" and n >= LEAST_ROWS and _measured_gpu():
-        from gmmjax import kernels
+    def ask(kernels: Any) -> tuple[object, str]:
+        return kernels.supports_kmeans(d, dtype), "nearest"
 
-        if kernels.supports_kmeans(d, dtype) and precision in kernels.FASTER.get("nearest", ()):
-            chosen = "pallas"
+    if _takes_pallas(kernel, n, precision, ask):
+        chosen = "pallas"
     precision = _on_this_backend(precision, dtype)
     if block is None:
         block = 2**10 if jax.default_backend() == "cpu" else 2**15
@@ -122,14 +113,24 @@ def _check_precision(precision: str) -> None:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}.")
 
 
-def _check_for_pallas(precision: str) -> None:
+def _takes_pallas(
+    kernel: str, n: int, precision: str, ask: Callable[[Any], tuple[object, str]]
+) -> bool:
+    """Whether a fused kernel computes it: by name, or where "auto" knows one to be faster.
+
+    `ask(kernels)` says whether one serves the shape, and which. The module is imported only here.
+    """
+    auto = kernel == "auto" and n >= LEAST_ROWS and _measured_gpu()
+    if kernel != "pallas" and not auto:
+        return False
     from gmmjax import kernels
 
-    if precision not in kernels.PRECISIONS:
-        raise ValueError(
-            f"precision: expected one of {', '.join(kernels.PRECISIONS)} for the kernel 'pallas'; "
-            f"got {precision!r}. Use kernel='xla' for others."
-        )
+    served, name = ask(kernels)
+    if auto:
+        return bool(served) and precision in kernels.FASTER.get(name, ())
+    _refuse_unless(served)
+    kernels.check_precision(precision)
+    return True
 
 
 def _on_this_backend(precision: str, dtype: jnp.dtype) -> str:

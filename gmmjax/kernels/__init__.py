@@ -99,7 +99,7 @@ def expect(
     from gmmjax.kernels import onepass, resident, tiles, twopass, unrolled
     from gmmjax.kernels.arithmetic import power_of_two
 
-    _check_precision(precision)
+    check_precision(precision)
     k, d = prepared.means.shape
     answer = supports(prepared.family, k, d, x.dtype)
     if not answer:
@@ -148,7 +148,7 @@ def assign(
     """
     from gmmjax.kernels import nearest, tiles
 
-    _check_precision(precision)
+    check_precision(precision)
     d = centers.shape[1]
     answer = supports_kmeans(d, x.dtype)
     if not answer:
@@ -176,7 +176,8 @@ def _held(d: int, precision: str) -> int:
     return power_of_two(d) * (2 if precision == "high" else 1)
 
 
-def _check_precision(precision: str) -> None:
+def check_precision(precision: str) -> None:
+    """Raises `ValueError` for a precision that the kernels do not have."""
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision: expected one of {', '.join(PRECISIONS)} for a kernel; got {precision!r}. "
