@@ -85,6 +85,24 @@ def test_lanes_with_rows_and_weights_of_their_own():
     np.testing.assert_allclose(found, run(plain), rtol=tolerance(1e-12, 1e-5))
 
 
+@pytest.mark.parametrize(("lanes", "d", "k"), [(1, 3, 1), (23, 4, 3), (50, 1, 1), (7, 2, 7)])
+def test_small_lanes_taken_together_do_not_touch_each_other(lanes, d, k):
+    """Lanes of few components are one product; a lane that is NaN stays by itself."""
+    rng = np.random.default_rng(7)
+    x, w = rows(rng.normal(size=(150, d))), rows(rng.uniform(size=(lanes, 150)))
+    m = models("full", d, k, lanes)
+    m = gmmjax.GaussianMixture(m.log_weights, m.means.at[lanes // 2].set(jnp.nan), m.factors, "full")
+
+    def run(fn):
+        return jax.vmap(lambda model, w: fn(model.prepare(), x, w))(m, w)
+
+    (found, mine), (expected, value) = jax.jit(partial(run, compiled))(), run(plain)
+    tol = tolerance(1e-11, 1e-4)
+    for a, b in zip(jax.tree.leaves((found, mine)), jax.tree.leaves((expected, value)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
+    assert np.flatnonzero(np.isnan(mine)).tolist() == [lanes // 2]
+
+
 def test_more_components_than_a_tile_of_the_cache_holds():
     """d = 64 with full covariances: 2,145 features, and a tile of the fewest rows."""
     x, m = rows(np.random.default_rng(3).normal(size=(130, 64))), models("full", 64, 5, lanes=1)

@@ -23,14 +23,16 @@
 namespace ffi = xla::ffi;
 namespace {
 
+#define GMMJAX_UNROLL _Pragma("GCC unroll 8")
+
 #ifdef __AVX512F__
-constexpr int kBytes = 64, kTall = 8, kWide = 3, kHigh = 6;
+constexpr int kBytes = 64, kTall = 8, kWide = 3, kAcross = 3;
 #else
-constexpr int kBytes = 32, kTall = 4, kWide = 2, kHigh = 2;
+constexpr int kBytes = 32, kTall = 4, kWide = 2, kAcross = 2;
 #endif
 constexpr int64_t kTile = 640 * kWide;  // bytes of one feature of a tile, at most
-constexpr int kRun = 4;                 // features of one block of the second product
-constexpr int64_t kCache = 384 * 1024;  // bytes of a tile
+constexpr int64_t kLeast = 6;           // vectors of one, at least
+constexpr int64_t kCache = 256 * 1024;  // bytes of it and its log-densities
 constexpr int64_t kChunks = 32;         // at most
 constexpr int64_t kChunkRows = 1024;    // at least
 
@@ -39,44 +41,45 @@ template <> struct Traits<float> {
   using Int = int32_t;
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0f, least = -87.0f;
-  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr int exp_terms = 7, log_terms = 5;
+  static constexpr int exp_degree = 6, log_terms = 5;
+  static constexpr float exp_terms[] = {1.0f,           1.00000005f,     0.5000000437f,  0.1666636418f,
+                                        0.04166476935f, 0.008379106904f, 0.001406160352f};
 };
 template <> struct Traits<double> {
   using Int = int64_t;
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double magic = 6755399441055744.0, least = -708.0;
-  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-  static constexpr int exp_terms = 13, log_terms = 11;
+  static constexpr int exp_degree = 11, log_terms = 11;
+  static constexpr double exp_terms[] = {
+      1.0, 1.000000000000000564, 0.5000000000000005628, 0.1666666666665722713, 0.04166666666657289065,
+      0.008333333337741881794, 0.001388888893260176118, 0.0001984126145780279507, 0.00002480150417968219484,
+      2.756426889143261213e-6, 2.762643454529018176e-7, 2.298134453790146919e-8};
 };
 
-template <class T> struct Simd {
-  static constexpr int W = kBytes / sizeof(T);
+// Vectors of W numbers, of `bytes` bytes.
+template <class T, int bytes = kBytes> struct Simd {
+  static constexpr int W = bytes / sizeof(T);
   using Int = typename Traits<T>::Int;
-  typedef T V __attribute__((vector_size(kBytes)));
-  typedef T U __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
-  typedef Int I __attribute__((vector_size(kBytes)));
+  typedef T V __attribute__((vector_size(bytes), may_alias));
+  typedef T U __attribute__((vector_size(bytes), aligned(sizeof(T)), may_alias));
+  typedef Int I __attribute__((vector_size(bytes)));
   typedef double D __attribute__((vector_size(W * sizeof(double))));
 
   static V load(const T* p) { return *reinterpret_cast<const U*>(p); }
   static void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
   static V all(T a) { return V{} + a; }
 
-  // e^x for x ≤ 0; 0 below `least`; NaN stays NaN.
+  // e^x for x ≤ 0; 0 below `least`; NaN stays NaN. 2ⁿ eᶠ, |f| ≤ ½ log 2, by the polynomial of least relative error.
   static V exp(V x) {
     using R = Traits<T>;
     const I under = x < R::least;
     x = under ? all(R::least) : x;
-    const V shifted = x * T(1.44269504088896340736) + R::magic;
+    const V shifted = x * T(1.44269504088896340736) + R::magic;  // its last bits are n
     const V n = shifted - R::magic;
-    const V f = (x - n * R::ln2_high) - n * R::ln2_low;
-    T inverse = 1;
-    T c[R::exp_terms + 1];
-    for (int i = 0; i <= R::exp_terms; ++i) { c[i] = inverse; inverse /= T(i + 1); }
-    V y = all(c[R::exp_terms]);
-    for (int i = R::exp_terms - 1; i >= 0; --i) y = y * f + c[i];
-    const I power = (I)shifted - (I)all(R::magic) + R::bias;
-    y *= (V)(power << R::mantissa);
+    const V f = x - n * T(0.69314718055994530942);  // its rounding grows with n, and the result shrinks faster
+    V y = all(R::exp_terms[R::exp_degree]);
+    for (int i = R::exp_degree - 1; i >= 0; --i) y = y * f + R::exp_terms[i];
+    y = (V)((I)y + ((I)shifted << R::mantissa));
     return under ? V{} : y;
   }
 
@@ -95,9 +98,48 @@ template <class T> struct Simd {
     return __builtin_convertvector(e, V) * T(0.69314718055994530942) + 2 * z * y + (s - s);
   }
 
-  // a₀ + a₁, a₂ + a₃, …, b₀ + b₁, …
-  template <int... i> static V neighbours(V a, V b, std::integer_sequence<int, i...>) {
-    return __builtin_shufflevector(a, b, 2 * i...) + __builtin_shufflevector(a, b, 2 * i + 1 ...);
+  // `length` of the numbers, from `first`.
+  template <int first, int length> static auto part(V v) {
+    return part<first>(v, std::make_integer_sequence<int, length>{});
+  }
+  template <int first, int... i> static auto part(V v, std::integer_sequence<int, i...>) {
+    return __builtin_shufflevector(v, v, (first + i)...);
+  }
+
+  // p[i] += v[i], in double.
+  static void add_to(double* p, V v) {
+    constexpr int length = std::min<int>(W, kBytes / sizeof(double));
+    using S = Simd<double, length * sizeof(double)>;
+    S::store(p, S::load(p) + __builtin_convertvector(part<0, length>(v), typename S::V));
+    if constexpr (W > length)
+      S::store(p + length, S::load(p + length) + __builtin_convertvector(part<W - length, length>(v), typename S::V));
+  }
+
+  // Σ_i v[i].
+  static T total(V v) {
+    if constexpr (W > 2) {
+      return Simd<T, bytes / 2>::total(part<0, W / 2>(v) + part<W / 2, W / 2>(v));
+    } else {
+      return v[0] + v[1];
+    }
+  }
+
+  // a₀, b₀, a₁, b₁, …: of the lower half of both, or the upper.
+  template <int from, int... i> static V interleave(V a, V b, std::integer_sequence<int, i...>) {
+    return __builtin_shufflevector(a, b, (from + i / 2 + i % 2 * W)...);
+  }
+
+  // W vectors, transposed.
+  static void transpose(V (&a)[W]) {
+    constexpr auto all = std::make_integer_sequence<int, W>{};
+    for (int round = 1; round < W; round *= 2) {
+      V b[W];
+      for (int i = 0; i < W / 2; ++i) {
+        b[2 * i] = interleave<0>(a[i], a[i + W / 2], all);
+        b[2 * i + 1] = interleave<W / 2>(a[i], a[i + W / 2], all);
+      }
+      for (int i = 0; i < W; ++i) a[i] = b[i];
+    }
   }
 
   // Σ_a (x_a − y_a)².
@@ -112,16 +154,6 @@ template <class T> struct Simd {
     for (; a < d; ++a) sum += (x[a] - y[a]) * (x[a] - y[a]);
     for (int i = 0; i < W && d >= W; ++i) sum += parts[i];
     return sum;
-  }
-
-  // `count` vectors, a power of 2 up to W: neighbours added until one is left, which of W vectors holds the sums
-  // in their order.
-  template <int count = W> static V sums(const V* a) {
-    if constexpr (count == 1) {
-      return a[0];
-    } else {
-      return neighbours(sums<count / 2>(a), sums<count / 2>(a + count / 2), std::make_integer_sequence<int, W>{});
-    }
   }
 };
 
@@ -177,12 +209,18 @@ void in_parallel(ffi::ThreadPool& pool, int64_t tasks, std::function<void(int64_
   shared->ready.wait(lock, [&] { return shared->done.load() == tasks; });
 }
 
-// How rows and lanes are shared out. Lanes of a group have the same rows.
+int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// How rows and lanes are shared out: `rows` a chunk, `tile` of them at a time, a multiple of `step` and about `most`.
+// Lanes of a group have the same rows.
 struct Plan {
-  int64_t chunks, rows, groups, lanes;
-  Plan(int64_t n, int64_t all, bool same, int64_t threads) {
+  int64_t chunks, rows, tile, groups, lanes;
+  Plan(int64_t n, int64_t all, bool same, int64_t threads, int64_t most, int64_t step) {
     chunks = std::clamp<int64_t>(n / kChunkRows, 1, kChunks);
     rows = (n + chunks - 1) / chunks;
+    const int64_t tiles = (rows + most - 1) / most;
+    tile = up((rows + tiles - 1) / tiles, step);
+    rows = up(rows, tile);
     chunks = (n + rows - 1) / rows;
     // Fewer tasks than four a thread leave threads idle at the end.
     groups = same ? std::clamp<int64_t>((4 * threads + chunks - 1) / chunks, 1, all) : all;
@@ -191,12 +229,18 @@ struct Plan {
   }
 };
 
-int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Rows of a tile: a multiple of kWide vectors, so that `rows` are cut into equal parts of about `most`.
-template <class T> int64_t tile_of(int64_t rows, int64_t most) {
-  const int64_t tiles = (rows + most - 1) / most;
-  return up((rows + tiles - 1) / tiles, kWide * Simd<T>::W);
+// fn(first, size), `size` a constant, for all of `count` things in blocks as large as `most` allows, and alike.
+template <int most, class F> void of_size(int64_t size, int64_t first, F fn) {
+  if constexpr (most > 1)
+    if (size < most) return of_size<most - 1>(size, first, fn);
+  fn(first, std::integral_constant<int, most>{});
+}
+template <int most, class F> void in_blocks(int64_t count, F fn) {
+  int64_t blocks = (count + most - 1) / most;
+  for (int64_t first = 0, size; first < count; first += size) {
+    size = (count - first + blocks - 1) / blocks--;
+    of_size<most>(size, first, fn);
+  }
 }
 
 template <class T> T* aligned(std::vector<T>& v, int64_t size) {
@@ -216,12 +260,13 @@ template <class T> void transpose(const T* x, int64_t d, int64_t first, int64_t 
 
 enum class Kind : int64_t { kLinear, kTrace, kDiag, kFull };
 
-// What the features are products of: 1, each x_a, and the second-order terms x_a x_b (or their sum for a trace).
-struct Pair { int64_t a, b; };  // −1: 1 in its place
+// What the features are products of: each x_a, and the second-order terms x_a x_b (or their sum for a trace). The
+// first feature, 1, is left out: it takes no product.
+struct Pair { int64_t a, b; };  // b = −1: 1 in its place
 constexpr int64_t kSquares = -2;  // Σ_a x_a²
 
 std::vector<Pair> pairs_of(Kind kind, int64_t d) {
-  std::vector<Pair> pairs = {{-1, -1}};
+  std::vector<Pair> pairs;
   for (int64_t a = 0; a < d; ++a) pairs.push_back({a, -1});
   if (kind == Kind::kTrace) pairs.push_back({kSquares, -1});
   for (int64_t a = 0; a < d && (kind == Kind::kDiag || kind == Kind::kFull); ++a)
@@ -229,22 +274,16 @@ std::vector<Pair> pairs_of(Kind kind, int64_t d) {
   return pairs;
 }
 
-// Features `first` to `last` of a tile; those past the end are 0.
-template <class T>
-void features(const std::vector<Pair>& pairs, int64_t d, int64_t tile, const T* x, int64_t first, int64_t last, T* phi) {
+// `count` features of a tile.
+template <class T> void features(const Pair* pairs, int64_t d, int64_t tile, const T* x, int64_t count, T* phi) {
   using S = Simd<T>;
-  for (int64_t q = first; q < last; ++q, phi += tile) {
-    if (q >= int64_t(pairs.size())) {
-      std::fill(phi, phi + tile, T(0));
-      continue;
-    }
+  for (int64_t q = 0; q < count; ++q, phi += tile) {
     const auto [a, b] = pairs[q];
     for (int64_t i = 0; i < tile; i += S::W) {
-      auto value = S::all(1);
+      typename S::V value = {};
       if (a == kSquares) {
-        value = S::all(0);
         for (int64_t c = 0; c < d; ++c) value += S::load(x + c * tile + i) * S::load(x + c * tile + i);
-      } else if (a >= 0) {
+      } else {
         value = S::load(x + a * tile + i);
         if (b >= 0) value *= S::load(x + b * tile + i);
       }
@@ -253,49 +292,71 @@ void features(const std::vector<Pair>& pairs, int64_t d, int64_t tile, const T* 
   }
 }
 
-// sum[h, side] += Σ_q a[h, q] b[q, i + side], for H rows of a, `stride` apart, and kWide vectors of columns of b.
-template <class T, int H>
+// The same features, `width` of them in a row: [⌈count / width⌉, tile, width]. Writes up to a vector past the end.
+template <class T> void by_rows(const T* phi, int64_t count, int64_t tile, int64_t width, T* out) {
+  using S = Simd<T>;
+  for (int64_t q = 0; q < count; q += S::W)
+    for (int64_t i = 0; i < tile; i += S::W) {
+      typename S::V block[S::W];
+      for (int b = 0; b < S::W; ++b) block[b] = q + b < count ? S::load(phi + (q + b) * tile + i) : typename S::V{};
+      S::transpose(block);
+      for (int b = 0; b < S::W; ++b, out += width) S::store(out, block[b]);
+    }
+}
+
+// sum[h, side] += Σ_q a[h, q] b[q, side], for H rows of a, `stride` apart, and `wide` vectors of columns of b.
+template <class T, int H, int wide>
 void multiply(const T* a, int64_t stride, const T* b, int64_t count, int64_t tile,
-              typename Simd<T>::V (&sum)[H][kWide]) {
+              typename Simd<T>::V (&sum)[H][wide]) {
   using S = Simd<T>;
   for (int64_t q = 0; q < count; ++q) {
-    typename S::V v[kWide];
-    for (int side = 0; side < kWide; ++side) v[side] = S::load(b + q * tile + side * S::W);
+    typename S::V v[wide];
+    GMMJAX_UNROLL
+    for (int side = 0; side < wide; ++side) v[side] = S::load(b + q * tile + side * S::W);
+    GMMJAX_UNROLL
     for (int h = 0; h < H; ++h) {
       const T c = a[h * stride + q];
-      for (int side = 0; side < kWide; ++side) sum[h][side] += c * v[side];
+      GMMJAX_UNROLL
+      for (int side = 0; side < wide; ++side) sum[h][side] += c * v[side];
     }
   }
 }
 
-// H components of the first product: out[h, i] (+)= Σ_q coefficients[h, q] phi[q, i], over `count` features.
-template <class T, int H>
-void log_densities(const T* coefficients, const T* phi, int64_t p, int64_t count, int64_t tile, bool more, T* out) {
+// A block of the first product.
+template <class T, int H, int wide>
+void log_densities_of(const T* coefficients, const T* phi, int64_t p, int64_t count, int64_t tile, bool more, T* out) {
   using S = Simd<T>;
-  for (int64_t i = 0; i < tile; i += kWide * S::W) {
-    typename S::V sum[H][kWide] = {};
-    for (int h = 0; h < H && more; ++h)
-      for (int side = 0; side < kWide; ++side) sum[h][side] = S::load(out + h * tile + i + side * S::W);
-    multiply(coefficients, p, phi + i, count, tile, sum);
-    for (int h = 0; h < H; ++h)
-      for (int side = 0; side < kWide; ++side) S::store(out + h * tile + i + side * S::W, sum[h][side]);
-  }
+  typename S::V sum[H][wide];
+  GMMJAX_UNROLL
+  for (int h = 0; h < H; ++h)
+    GMMJAX_UNROLL
+    for (int side = 0; side < wide; ++side)
+      sum[h][side] = more ? S::load(out + h * tile + side * S::W) : S::all(coefficients[h * p - 1]);
+  multiply(coefficients, p, phi, count, tile, sum);
+  GMMJAX_UNROLL
+  for (int h = 0; h < H; ++h)
+    GMMJAX_UNROLL
+    for (int side = 0; side < wide; ++side) S::store(out + h * tile + side * S::W, sum[h][side]);
 }
 
-template <class T, int H = kTall>
-void all_log_densities(const T* coefficients, const T* phi, int64_t k, int64_t p, int64_t count, int64_t tile,
-                       bool more, T* out) {
-  if constexpr (H > 0) {
-    for (; k >= H; k -= H, coefficients += H * p, out += H * tile)
-      log_densities<T, H>(coefficients, phi, p, count, tile, more, out);
-    if (k > 0) all_log_densities<T, H - 1>(coefficients, phi, k, p, count, tile, more, out);
-  }
+// The first product, out[j, i] = Σ_q coefficients[j, q] phi[q, i] over `count` features, to what is there where `more`,
+// else to the number before each row of coefficients.
+template <class T>
+void log_densities(const T* coefficients, const T* phi, int64_t k, int64_t p, int64_t count, int64_t tile, bool more,
+                   T* out) {
+  constexpr int W = Simd<T>::W;
+  in_blocks<kTall>(k, [=](int64_t j, auto high) {
+    in_blocks<kWide>(tile / W, [=](int64_t i, auto wide) {
+      log_densities_of<T, high, wide>(coefficients + j * p, phi + i * W, p, count, tile, more, out + j * tile + i * W);
+    });
+  });
 }
 
-// common[i] = −½ ‖U x_i‖², the term of a log-density that all components share; y is room for U x.
+// common[i] = −½ ‖U x_i‖², the term of a log-density that all components share; U is [q, d], y room for U x.
 template <class T> void shared_term(const T* u, const T* xt, int64_t q, int64_t d, int64_t tile, T* y, T* common) {
   using S = Simd<T>;
-  if (q > 0) all_log_densities(u, xt, q, d, d, tile, false, y);
+  std::fill(y, y + q * tile, T(0));
+  log_densities(u, xt, q, d, d, tile, true, y);
   for (int64_t i = 0; i < tile; i += S::W) {
     typename S::V sum = {};
     for (int64_t b = 0; b < q; ++b) sum += S::load(y + b * tile + i) * S::load(y + b * tile + i);
@@ -303,26 +364,51 @@ template <class T> void shared_term(const T* u, const T* xt, int64_t q, int64_t 
   }
 }
 
-// Log-densities [k, tile], less `common`, become responsibilities times weights; returns Σ w log p.
-template <class T> double softmax(T* joint, const T* common, const T* weights, int64_t k, int64_t tile) {
+// `softmax` of K components, which stay in registers, or of k where K is 0: e^(ℓ − top) becomes w e / Σ e. What is
+// left of the likelihood, top and Σ e, is for a loop of its own: in this one its logarithm would have to be waited for.
+template <class T, int K>
+void softmax_of(T* joint, const T* weights, int64_t k, int64_t tile, T* tops, T* sums) {
   using S = Simd<T>;
-  typename S::D total = {};  // a change of one part in 10⁸ between two steps must show
+  if (K > 0) k = K;
   for (int64_t i = 0; i < tile; i += S::W) {
-    auto largest = S::load(joint + i);
-    for (int64_t j = 1; j < k; ++j) {
-      const auto v = S::load(joint + j * tile + i);
-      largest = v > largest ? v : largest;
+    typename S::V kept[K + 1];
+    const auto e = [&](int64_t j) -> typename S::V& {
+      return K > 0 ? kept[j] : *reinterpret_cast<typename S::V*>(joint + j * tile + i);
+    };
+    auto top = S::load(joint + i);
+    GMMJAX_UNROLL
+    for (int64_t j = 0; j < k; ++j) {
+      e(j) = S::load(joint + j * tile + i);
+      top = e(j) > top ? e(j) : top;
     }
     typename S::V sum = {};
+    GMMJAX_UNROLL
     for (int64_t j = 0; j < k; ++j) {
-      const auto e = S::exp(S::load(joint + j * tile + i) - largest);
-      S::store(joint + j * tile + i, e);
-      sum += e;
+      e(j) = S::exp(e(j) - top);
+      sum += e(j);
     }
-    const auto w = S::load(weights + i), scale = w / sum;
-    for (int64_t j = 0; j < k; ++j)
-      S::store(joint + j * tile + i, S::load(joint + j * tile + i) * scale);
-    const auto value = w * (largest + S::load(common + i) + S::log(sum));
+    const auto scale = S::load(weights + i) / sum;
+    GMMJAX_UNROLL
+    for (int64_t j = 0; j < k; ++j) S::store(joint + j * tile + i, e(j) * scale);
+    S::store(tops + i, top);
+    S::store(sums + i, sum);
+  }
+}
+
+// Log-densities [k, tile], less `common`, become responsibilities times weights; returns Σ w log p. `room` is for
+// two numbers a row.
+template <class T>
+double softmax(T* joint, const T* common, const T* weights, int64_t k, int64_t tile, T* room) {
+  using S = Simd<T>;
+  const auto fn = [=](int64_t, auto K) { softmax_of<T, K>(joint, weights, k, tile, room, room + tile); };
+  if (k > kTall)
+    fn(0, std::integral_constant<int, 0>{});
+  else
+    of_size<kTall>(k, 0, fn);
+  typename S::D total = {};  // a change of one part in 10⁸ between two steps must show
+  for (int64_t i = 0; i < tile; i += S::W) {
+    const auto log_prob = S::load(room + i) + S::load(common + i) + S::log(S::load(room + tile + i));
+    const typename S::V value = S::load(weights + i) * log_prob;
     total += __builtin_convertvector(value, typename S::D);
   }
   double sum = 0;
@@ -330,36 +416,46 @@ template <class T> double softmax(T* joint, const T* common, const T* weights, i
   return sum;
 }
 
-// Of `k` components, how many the next block of the second product takes: blocks as high as registers allow, and
-// alike.
-int64_t height(int64_t k) {
-  const int64_t blocks = (k + kHigh - 1) / kHigh;
-  return (k + blocks - 1) / blocks;
+// A block of the second product, by vectors of `bytes`.
+template <class T, int bytes, int H, int wide>
+void moments_of(const T* r, const T* phi, int64_t tile, double* out, int64_t stride) {
+  using S = Simd<T, bytes>;
+  constexpr int rows = H * wide < 4 ? 4 : H * wide < 8 ? 2 : 1;  // so many sums do not wait for each other
+  typename S::V sum[rows][H][wide] = {};
+  for (int64_t i = 0; i < tile; i += rows)
+    GMMJAX_UNROLL
+    for (int row = 0; row < rows; ++row) {
+      typename S::V v[wide];
+      GMMJAX_UNROLL
+      for (int side = 0; side < wide; ++side) v[side] = S::load(phi + (side * tile + i + row) * S::W);
+      GMMJAX_UNROLL
+      for (int h = 0; h < H; ++h)
+        GMMJAX_UNROLL
+        for (int side = 0; side < wide; ++side) sum[row][h][side] += r[h * tile + i + row] * v[side];
+    }
+  GMMJAX_UNROLL
+  for (int h = 0; h < H; ++h)
+    GMMJAX_UNROLL
+    for (int side = 0; side < wide; ++side) {
+      GMMJAX_UNROLL
+      for (int row = 1; row < rows; ++row) sum[0][h][side] += sum[row][h][side];
+      S::add_to(out + h * stride + side * S::W, sum[0][h][side]);
+    }
 }
 
-// A block of the second product, Σ_i r[h, i] phi[q, i], H components by kRun features at a time, added to `out`.
-template <class T, int H = kHigh>
-void moments(int64_t high, const T* r, const T* phi, int64_t count, int64_t tile, double* out) {
-  using S = Simd<T>;
-  if constexpr (H > 1)
-    if (high < H) return moments<T, H - 1>(high, r, phi, count, tile, out);
-  constexpr int sums = H * kRun;
-  for (int64_t q = 0; q < count; q += kRun, out += sums) {
-    typename S::V sum[(sums + S::W - 1) / S::W * S::W] = {};
-    for (int64_t i = 0; i < tile; i += S::W) {
-      typename S::V f[kRun];
-      for (int b = 0; b < kRun; ++b) f[b] = S::load(phi + (q + b) * tile + i);
-      for (int h = 0; h < H; ++h) {
-        const auto v = S::load(r + h * tile + i);
-        for (int b = 0; b < kRun; ++b) sum[h * kRun + b] += v * f[b];
-      }
-    }
-    for (int c = 0; c < sums; c += S::W) {  // may end in zeros, past the block
-      alignas(kBytes) T whole[S::W];
-      S::store(whole, S::sums(sum + c));
-      for (int i = 0; i < S::W; ++i) out[c + i] += whole[i];
-    }
-  }
+// The second product, out[j, q] += Σ_i r[j, i] phi[q, i], of features `by_rows`, `blocks` of `width`: a vector, or a
+// half or a quarter of one.
+template <class T, int bytes = kBytes>
+void moments(const T* r, const T* phi, int64_t k, int64_t blocks, int64_t width, int64_t tile, double* out,
+             int64_t stride) {
+  constexpr int W = Simd<T, bytes>::W;
+  if constexpr (bytes > kBytes / 4)
+    if (width < W) return moments<T, bytes / 2>(r, phi, k, blocks, width, tile, out, stride);
+  in_blocks<kAcross>(blocks, [=](int64_t q, auto wide) {
+    in_blocks<kTall>(k, [=](int64_t j, auto high) {
+      moments_of<T, bytes, high, wide>(r + j * tile, phi + q * W * tile, tile, out + j * stride + q * W, stride);
+    });
+  });
 }
 
 template <class T, ffi::DataType D>
@@ -379,108 +475,124 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
   const Operand<T> u(whitening.typed_data(), whitening.dimensions(), lanes, shared * d);
   const int64_t count = c.offset.size();
   const bool same = std::equal(x.offset.begin() + 1, x.offset.end(), x.offset.begin());
-  const Plan plan(n, count, same, pool.num_threads());
 
-  const int64_t p4 = up(p, kRun), part = k * p4 + S::W;
   const std::vector<Pair> pairs = pairs_of(kind, d);
+  int64_t width = S::W;
+  while (width / 2 >= p - 1 && width > S::W / 4) width /= 2;
+  const int64_t stride = up(p - 1, width), part = k * stride;
+  // Few components leave registers empty, so lanes whose coefficients follow each other are taken as one.
+  bool follow = true;
+  for (int64_t lane = 1; lane < count; ++lane) follow &= c.offset[lane] == lane * k * p;
+  const int64_t together = follow && k < kTall ? 3 * kTall / k : 1;
   int64_t most = kTile / sizeof(T);
-  while (most > 2 * kWide * S::W && k * most * int64_t(sizeof(T)) > kCache / 2) most /= 2;
-  const int64_t tile = tile_of<T>(plan.rows, most);
+  while (most > kLeast * S::W && (2 * stride + k * together) * most * int64_t(sizeof(T)) > kCache) most /= 2;
+  const Plan plan(n, count, same, pool.num_threads(), most, S::W);
+  const int64_t tile = plan.tile;
   // Where the features of a tile do not fit beside the log-densities they are made twice, a panel at a time.
-  const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k, 64);
-  const int64_t panel = std::min(p4, room / kRun * kRun);
-  std::vector<double> parts(plan.chunks * count * part, 0.0), values(plan.chunks * count, 0.0);
+  const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k * together, 8 * S::W) / 2;
+  const int64_t panel = std::min(stride, room / S::W * S::W);
+  std::vector<double> parts(plan.chunks * count * part, 0.0), totals(plan.chunks * count * k, 0.0);
+  std::vector<double> values(plan.chunks * count, 0.0);
+  std::vector<std::atomic<int64_t>> left(plan.groups);
+  for (auto& chunks : left) chunks = plan.chunks;
+
+  const auto add_up = [&](int64_t lane) {
+    double value = 0;
+    std::vector<double> total(k, 0.0), sum(part, 0.0);
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+      const int64_t slot = chunk * count + lane;
+      value += values[slot];
+      for (int64_t j = 0; j < k; ++j) total[j] += totals[slot * k + j];
+      for (int64_t j = 0; j < part; ++j) sum[j] += parts[slot * part + j];
+    }
+    log_likelihood->typed_data()[lane] = T(value);
+    T* out = sums->typed_data() + lane * k * p;
+    for (int64_t j = 0; j < k; ++j) {
+      *out++ = T(total[j]);
+      for (int64_t q = 0; q < p - 1; ++q) *out++ = T(sum[j * stride + q]);
+    }
+  };
 
   in_parallel(pool, plan.chunks * plan.groups, [&](int64_t task) {
     const int64_t chunk = task / plan.groups, group = task % plan.groups;
     const int64_t begin = chunk * plan.rows, end = std::min(n, begin + plan.rows);
     const int64_t first = group * plan.lanes, last = std::min(count, first + plan.lanes);
-    std::vector<T> storage[6];
-    T* phi = aligned(storage[0], panel * tile);
-    T* xt = aligned(storage[5], d * tile);
-    T* joint = aligned(storage[1], k * tile);
-    T* weight = aligned(storage[2], tile);
-    T* white = aligned(storage[3], shared * tile);
-    T* common = aligned(storage[4], tile);
+    std::vector<T> storage[8];
+    T* xt = aligned(storage[0], d * tile);
+    T* phi = aligned(storage[1], panel * tile);
+    T* phi_rows = aligned(storage[2], panel * tile + S::W);
+    T* joint = aligned(storage[3], together * k * tile);
+    T* weight = aligned(storage[4], tile);
+    T* white = aligned(storage[5], shared * tile);
+    T* common = aligned(storage[6], tile);
+    T* two = aligned(storage[7], 2 * tile);
+    const auto lay = [&](int64_t q, bool rows) {
+      const int64_t size = std::min(panel, p - 1 - q);
+      features(pairs.data() + q, d, tile, xt, size, phi);
+      if (rows) by_rows(phi, size, tile, width, phi_rows);
+    };
     for (int64_t at = begin; at < end; at += tile) {
       transpose(x.lane(first), d, at, end, tile, xt);
-      if (panel == p4) features(pairs, d, tile, xt, 0, p4, phi);
+      if (panel == stride) lay(0, true);
       const int64_t here = std::min(tile, end - at);
-      for (int64_t lane = first; lane < last; ++lane) {
-        std::memcpy(weight, w.lane(lane) + at, here * sizeof(T));
-        std::fill(weight + here, weight + tile, T(0));
-        for (int64_t q = 0; q < p; q += panel) {
-          if (panel < p4) features(pairs, d, tile, xt, q, std::min(q + panel, p4), phi);
-          all_log_densities(c.lane(lane) + q, phi, k, p, std::min(panel, p - q), tile, q > 0, joint);
+      for (int64_t lane = first; lane < last; lane += together) {
+        const int64_t lanes = std::min(together, last - lane), slot = chunk * count + lane;
+        for (int64_t q = 0; q < p - 1; q += panel) {
+          if (panel < stride) lay(q, false);
+          log_densities(c.lane(lane) + 1 + q, phi, lanes * k, p, std::min(panel, p - 1 - q), tile, q > 0, joint);
         }
-        if (shared > 0) shared_term(u.lane(lane), xt, shared, d, tile, white, common);
-        const int64_t slot = chunk * count + lane;
-        values[slot] += softmax(joint, common, weight, k, tile);
-        double* out = parts.data() + slot * part;
-        for (int64_t q = 0; q < p4; q += panel) {
-          const int64_t length = std::min(panel, p4 - q);
-          if (panel < p4) features(pairs, d, tile, xt, q, q + length, phi);
-          for (int64_t j = 0, high; j < k; j += high) {
-            high = height(k - j);
-            moments(high, joint + j * tile, phi, length, tile, out + j * p4 + q * high);
-          }
+        for (int64_t i = 0; i < lanes; ++i) {
+          std::memcpy(weight, w.lane(lane + i) + at, here * sizeof(T));
+          std::fill(weight + here, weight + tile, T(0));
+          if (shared > 0) shared_term(u.lane(lane + i), xt, shared, d, tile, white, common);
+          values[slot + i] += softmax(joint + i * k * tile, common, weight, k, tile, two);
+        }
+        for (int64_t j = 0; j < lanes * k; ++j) {
+          typename S::V total = {};
+          for (int64_t i = 0; i < tile; i += S::W) total += S::load(joint + j * tile + i);
+          totals[slot * k + j] += S::total(total);
+        }
+        for (int64_t q = 0; q < p - 1; q += panel) {
+          if (panel < stride) lay(q, true);
+          const int64_t blocks = (std::min(panel, p - 1 - q) + width - 1) / width;
+          moments(joint, phi_rows, lanes * k, blocks, width, tile, parts.data() + slot * part + q, stride);
         }
       }
     }
-  });
-
-  in_parallel(pool, count, [&](int64_t lane) {
-    T* out = sums->typed_data() + lane * k * p;
-    for (int64_t j = 0, high; j < k; j += high) {
-      high = height(k - j);
-      for (int64_t h = 0; h < high; ++h)
-        for (int64_t q = 0; q < p; ++q) {
-          const int64_t place = j * p4 + (q / kRun * high + h) * kRun + q % kRun;
-          double sum = 0;
-          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) sum += parts[(chunk * count + lane) * part + place];
-          out[(j + h) * p + q] = T(sum);
-        }
-    }
-    double value = 0;
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) value += values[chunk * count + lane];
-    log_likelihood->typed_data()[lane] = T(value);
+    if (left[group].fetch_sub(1) == 1)  // the last of its group
+      for (int64_t lane = first; lane < last; ++lane) add_up(lane);
   });
   return ffi::Error::Success();
 }
 
 // Labels of a tile: argmax_j c_j·x − ½‖c_j‖², the first of equals. `best` holds −inf and `label` 0 before.
-template <class T, int H>
-void nearest(const T* centers, const T* half, const T* xt, int64_t j, int64_t d, int64_t tile, T* best,
+template <class T>
+void nearest(const T* centers, const T* half, const T* xt, int64_t k, int64_t d, int64_t tile, T* best,
              typename Traits<T>::Int* label) {
   using S = Simd<T>;
   typedef typename S::Int U __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
-  for (int64_t i = 0; i < tile; i += kWide * S::W) {
-    typename S::V sum[H][kWide];
-    for (int h = 0; h < H; ++h)
-      for (int side = 0; side < kWide; ++side) sum[h][side] = S::all(-half[j + h]);
-    multiply(centers + j * d, d, xt + i, d, tile, sum);
-    for (int side = 0; side < kWide; ++side) {
-      auto top = S::load(best + i + side * S::W);
-      U* place = reinterpret_cast<U*>(label + i + side * S::W);
-      typename S::I which = *place;
-      for (int h = 0; h < H; ++h) {
-        const typename S::I more = sum[h][side] > top;
-        top = more ? sum[h][side] : top;
-        which = more ? typename S::I{} + typename S::Int(j + h) : which;
+  in_blocks<kTall>(k, [&](int64_t j, auto height) {
+    in_blocks<kWide>(tile / S::W, [&](int64_t column, auto width) {
+      constexpr int high = height, wide = width;
+      typename S::V sum[high][wide];
+      for (int h = 0; h < high; ++h)
+        for (int side = 0; side < wide; ++side) sum[h][side] = S::all(-half[j + h]);
+      multiply<T, high, wide>(centers + j * d, d, xt + column * S::W, d, tile, sum);
+      for (int side = 0; side < wide; ++side) {
+        const int64_t i = (column + side) * S::W;
+        auto top = S::load(best + i);
+        U* place = reinterpret_cast<U*>(label + i);
+        typename S::I which = *place;
+        for (int h = 0; h < high; ++h) {
+          const typename S::I more = sum[h][side] > top;
+          top = more ? sum[h][side] : top;
+          which = more ? typename S::I{} + typename S::Int(j + h) : which;
+        }
+        S::store(best + i, top);
+        *place = which;
       }
-      S::store(best + i + side * S::W, top);
-      *place = which;
-    }
-  }
-}
-
-template <class T, int H = kTall>
-void all_nearest(const T* centers, const T* half, const T* xt, int64_t j, int64_t k, int64_t d, int64_t tile, T* best,
-                 typename Traits<T>::Int* label) {
-  if constexpr (H > 0) {
-    for (; k - j >= H; j += H) nearest<T, H>(centers, half, xt, j, d, tile, best, label);
-    if (j < k) all_nearest<T, H - 1>(centers, half, xt, j, k, d, tile, best, label);
-  }
+    });
+  });
 }
 
 template <class T, ffi::DataType D>
@@ -497,9 +609,8 @@ ffi::Error assign(ffi::ThreadPool pool, ffi::Buffer<D> centers, ffi::Buffer<D> r
   const Operand<T> w(weights.typed_data(), weights.dimensions(), lanes, n);
   const int64_t count = c.offset.size();
   const bool same = std::equal(x.offset.begin() + 1, x.offset.end(), x.offset.begin());
-  const Plan plan(n, count, same, pool.num_threads());
-  const int64_t part = k * (d + 1);
-  const int64_t tile = tile_of<T>(plan.rows, kTile / sizeof(T));
+  const Plan plan(n, count, same, pool.num_threads(), kTile / sizeof(T), S::W);
+  const int64_t part = k * (d + 1), tile = plan.tile;
   struct Far { T distance = 0; int64_t row = -1; };
   std::vector<double> parts(plan.chunks * count * part, 0.0), values(plan.chunks * count, 0.0);
   std::vector<Far> far(plan.chunks * count);
@@ -525,7 +636,7 @@ ffi::Error assign(ffi::ThreadPool pool, ffi::Buffer<D> centers, ffi::Buffer<D> r
         std::fill(best, best + tile, -std::numeric_limits<T>::infinity());
         std::fill(label.begin(), label.end(), 0);
         const T* center = c.lane(lane);
-        all_nearest(center, half + (lane - lane0) * k, xt, 0, k, d, tile, best, label.data());
+        nearest(center, half + (lane - lane0) * k, xt, k, d, tile, best, label.data());
         const int64_t slot = chunk * count + lane;
         double* sums = parts.data() + slot * part;
         double total = 0;
