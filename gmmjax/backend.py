@@ -238,9 +238,10 @@ class Program(Generic[P, T]):
 
     @cached_property
     def _light(self) -> Callable[P, T]:
-        options: dict[str, bool | int | str] = {"xla_backend_optimization_level": 1}
+        options: dict[str, bool | int | str] = {}
         if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):
             options["xla_cpu_use_fusion_emitters"] = False
+            options["xla_cpu_experimental_ynn_fusion_type"] = ""
         return jax.jit(self._fn, static_argnames=self._static, compiler_options=options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
