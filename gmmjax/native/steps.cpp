@@ -15,6 +15,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -30,11 +31,13 @@ constexpr int kBytes = 64, kTall = 8, kWide = 3, kAcross = 3;
 #else
 constexpr int kBytes = 32, kTall = 4, kWide = 2, kAcross = 2;
 #endif
-constexpr int64_t kTile = 640 * kWide;  // bytes of one feature of a tile, at most
+constexpr int64_t kTile = 2048;  // bytes of one feature of a tile, at most
 constexpr int64_t kLeast = 6;           // vectors of one, at least
 constexpr int64_t kCache = 256 * 1024;  // bytes of it and its log-densities
 constexpr int64_t kChunks = 32;         // at most
-constexpr int64_t kChunkRows = 1024;    // at least
+constexpr int64_t kChunkRows = 512;    // at least
+
+constexpr int kSpins = 200;             // looks at whether all is done before the thread sleeps
 
 template <class T> struct Traits;
 template <> struct Traits<float> {
@@ -205,6 +208,8 @@ void in_parallel(ffi::ThreadPool& pool, int64_t tasks, std::function<void(int64_
   const int64_t helpers = std::min<int64_t>(pool.num_threads() - 1, tasks - 1);
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule([shared] { shared->work(); });
   shared->work();
+  // The others end within a task: to sleep and be woken would take about as long.
+  for (int i = 0; i < kSpins && shared->done.load() < tasks; ++i) std::this_thread::yield();
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->ready.wait(lock, [&] { return shared->done.load() == tasks; });
 }
