@@ -25,6 +25,10 @@ CACHE = 2**18
 LANES = 80 * 2**10
 """Bytes of the responsibilities of one block and all lanes, on a CPU."""
 
+ROUND = 4
+"""Lanes that step together in a search by rounds, on a CPU, at most. Most lanes of a round are soon left, and
+slots without one compute along until the last has ended: a whole fit took half again as long with 16."""
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,8 +60,10 @@ def choose(
     precision: str = "high",
     block: int | None = None,
     batch: int | None = None,
+    rounds: bool = False,
 ) -> Choice:
-    """From backend, shape and dtype to a `Choice`; what the caller names is taken.
+    """From backend, shape and dtype to a `Choice`; what the caller names is taken. `rounds` says that the
+    lanes come a few at a time, see `search`.
 
     "auto" is "native" on a CPU where it has been built, "pallas" on a GPU that is `MEASURED`, for the
     shapes where its kernels were faster, and "xla" elsewhere.
@@ -76,7 +82,9 @@ def choose(
         chosen = "pallas"
     precision = _on_this_backend(precision, dtype)
     block = rows_a_block(d, k, second, dtype, lanes) if block is None else block
-    batch = _batch(chosen, n, k, block, dtype) if batch is None else batch
+    if batch is None:
+        batch = _batch(chosen, n, k, block, dtype)
+        batch = min(batch, ROUND) if rounds and jax.default_backend() == "cpu" else batch
     return Choice(chosen, precision, block, min(batch, lanes))
 
 

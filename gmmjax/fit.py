@@ -148,6 +148,7 @@ def fit(
         n, d, k, name, x.dtype, lanes, kernel=kernel, precision=precision,
         block=None if block is None else checks.count(block, "block"),
         batch=None if restart_batch is None else checks.count(restart_batch, "restart_batch"),
+        rounds=_swaps(init, k),
     )  # fmt: skip
 
     x, w = blocks_.bucketed(x, w, choice.block)

@@ -66,6 +66,16 @@ def test_rows_and_lanes_are_powers_and_positive(family):
             assert 1 <= c.batch <= lanes
 
 
+@pytest.mark.parametrize("kernel", ["xla", "auto"])
+def test_a_search_by_rounds_keeps_few_lanes_at_a_time_on_a_cpu(kernel):
+    """Its outcome does not depend on how many; a number that is asked for is taken."""
+    many = choose(150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel)
+    few = choose(150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel, rounds=True)
+    asked = choose(150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel, batch=9, rounds=True)
+    assert many.batch > few.batch
+    assert (few.batch, asked.batch) == (backend.ROUND, 9)
+
+
 def test_rows_are_filled_up_to_a_round_number():
     for n in (1, 7, 8, 100, 1000, 1025, 12345, 10**6):
         m = backend.bucket(n, 1024)
