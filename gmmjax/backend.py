@@ -26,8 +26,8 @@ LANES = 80 * 2**10
 """Bytes of the responsibilities of one block and all lanes, on a CPU."""
 
 ROUND = 4
-"""Lanes that step together in a search by rounds, on a CPU, at most. Most lanes of a round are soon left, and
-slots without one compute along until the last has ended: a whole fit took half again as long with 16."""
+"""Lanes that step together in a search by rounds, on a CPU, at most. Most lanes of a round are soon left,
+and slots without one compute along until the last has ended: whole fits took half again as long with 16."""
 
 
 P = ParamSpec("P")

@@ -71,7 +71,9 @@ def test_a_search_by_rounds_keeps_few_lanes_at_a_time_on_a_cpu(kernel):
     """Its outcome does not depend on how many; a number that is asked for is taken."""
     many = choose(150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel)
     few = choose(150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel, rounds=True)
-    asked = choose(150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel, batch=9, rounds=True)
+    asked = choose(
+        150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel, batch=9, rounds=True
+    )
     assert many.batch > few.batch
     assert (few.batch, asked.batch) == (backend.ROUND, 9)
 

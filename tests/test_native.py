@@ -91,14 +91,18 @@ def test_small_lanes_taken_together_do_not_touch_each_other(lanes, d, k):
     rng = np.random.default_rng(7)
     x, w = rows(rng.normal(size=(150, d))), rows(rng.uniform(size=(lanes, 150)))
     m = models("full", d, k, lanes)
-    m = gmmjax.GaussianMixture(m.log_weights, m.means.at[lanes // 2].set(jnp.nan), m.factors, "full")
+    m = gmmjax.GaussianMixture(
+        m.log_weights, m.means.at[lanes // 2].set(jnp.nan), m.factors, "full"
+    )
 
     def run(fn):
         return jax.vmap(lambda model, w: fn(model.prepare(), x, w))(m, w)
 
     (found, mine), (expected, value) = jax.jit(partial(run, compiled))(), run(plain)
     tol = tolerance(1e-11, 1e-4)
-    for a, b in zip(jax.tree.leaves((found, mine)), jax.tree.leaves((expected, value)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((found, mine)), jax.tree.leaves((expected, value)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
     assert np.flatnonzero(np.isnan(mine)).tolist() == [lanes // 2]
 
