@@ -63,7 +63,7 @@ def built() -> bool:
 
 
 def build() -> Path:
-    """Compile the library unless it is there, and return its path. It takes about five seconds.
+    """Compile the library unless it is there, and return its path. It takes about ten seconds.
 
     The compiler is $CXX, or the first of c++, g++ and clang++. **Raises** `BuildError`.
     """

@@ -1,9 +1,10 @@
 // One E-step of a Gaussian mixture, and one assignment of K-means, for a CPU: the sums of `expectation.feature_sums`
 // and `KMeans.expect` in one pass over the rows, by as many threads as XLA has.
 //
-// A tile of rows is laid out with rows contiguous; its features are built once for all lanes. Then, a lane at a
-// time, log-densities, softmax and moments are taken while the tile is in the cache. Tiles are summed in double.
-// Sums are over chunks of rows that do not depend on the number of threads, added up in their order.
+// A tile of rows is laid out with rows contiguous, for the log-densities, and with features contiguous, for the
+// moments, so that neither product adds up across a vector; both once for all lanes. Then, some lanes at a time,
+// log-densities, softmax and moments are taken while the tile is in the cache. Tiles are summed in double. Sums are
+// over chunks of rows that do not depend on the number of threads, added up in their order.
 
 #include <algorithm>
 #include <atomic>
@@ -31,12 +32,11 @@ constexpr int kBytes = 64, kTall = 8, kWide = 3, kAcross = 3;
 #else
 constexpr int kBytes = 32, kTall = 4, kWide = 2, kAcross = 2;
 #endif
-constexpr int64_t kTile = 2048;  // bytes of one feature of a tile, at most
+constexpr int64_t kTile = 2048;         // bytes of one feature of a tile, at most
 constexpr int64_t kLeast = 6;           // vectors of one, at least
-constexpr int64_t kCache = 256 * 1024;  // bytes of it and its log-densities
+constexpr int64_t kCache = 256 * 1024;  // bytes of its features, twice, and its log-densities
 constexpr int64_t kChunks = 32;         // at most
-constexpr int64_t kChunkRows = 512;    // at least
-
+constexpr int64_t kChunkRows = 512;     // at least
 constexpr int kSpins = 200;             // looks at whether all is done before the thread sleeps
 
 template <class T> struct Traits;
@@ -465,7 +465,8 @@ void moments(const T* r, const T* phi, int64_t k, int64_t blocks, int64_t width,
 
 template <class T, ffi::DataType D>
 ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coefficients,
-                  ffi::Buffer<D> whitening, ffi::Buffer<D> rows, ffi::Buffer<D> weights, ffi::ResultBuffer<D> sums, ffi::ResultBuffer<D> log_likelihood) {
+                  ffi::Buffer<D> whitening, ffi::Buffer<D> rows, ffi::Buffer<D> weights, ffi::ResultBuffer<D> sums,
+                  ffi::ResultBuffer<D> log_likelihood) {
   using S = Simd<T>;
   const Kind kind = static_cast<Kind>(kind_number);
   const auto shape = sums->dimensions();
