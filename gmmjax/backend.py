@@ -25,7 +25,7 @@ CACHE = 2**18
 LANES = 80 * 2**10
 """Bytes of the responsibilities of one block and all lanes, on a CPU."""
 
-ROUND = 4
+SEARCHING = 4
 """Lanes that step together in a search by rounds, on a CPU, at most. Most lanes of a round are soon left,
 and slots without one compute along until the last has ended: whole fits took half again as long with 16."""
 
@@ -84,7 +84,7 @@ def choose(
     block = rows_a_block(d, k, second, dtype, lanes) if block is None else block
     if batch is None:
         batch = _batch(chosen, n, k, block, dtype)
-        batch = min(batch, ROUND) if rounds and jax.default_backend() == "cpu" else batch
+        batch = searching(batch) if rounds else batch
     return Choice(chosen, precision, block, min(batch, lanes))
 
 
@@ -222,6 +222,11 @@ def lanes_a_batch(n: int, k: int, block: int, dtype: jnp.dtype = jnp.float32) ->
     """As many as keep a block's responsibilities in the cache of a CPU, or fill an accelerator."""
     room = LANES // jnp.dtype(dtype).itemsize if jax.default_backend() == "cpu" else 2**26
     return max(1, room // (min(n, block) * k))
+
+
+def searching(batch: int) -> int:
+    """As many of a batch as a search by rounds keeps busy."""
+    return min(batch, SEARCHING) if jax.default_backend() == "cpu" else batch
 
 
 def _power_of_two(value: int, low: int, high: int) -> int:

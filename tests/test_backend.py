@@ -75,7 +75,7 @@ def test_a_search_by_rounds_keeps_few_lanes_at_a_time_on_a_cpu(kernel):
         150, 4, 3, "full", jnp.dtype("float32"), 1000, kernel=kernel, batch=9, rounds=True
     )
     assert many.batch > few.batch
-    assert (few.batch, asked.batch) == (backend.ROUND, 9)
+    assert (few.batch, asked.batch) == (backend.SEARCHING, 9)
 
 
 def test_rows_are_filled_up_to_a_round_number():

@@ -1,5 +1,6 @@
 """The C++ steps for a CPU: the same functions as the plain ones, compiled here; and what goes wrong."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import blobs, own_shape, rows, tolerance
+from problems import blobs, own_shape, rows, tolerance, x64
 
 import gmmjax
 from gmmjax import expectation, families, native
@@ -131,6 +132,20 @@ def test_a_component_without_weight_takes_nothing_and_nan_stays_nan():
     assert not bool(jnp.all(jnp.isfinite(sums.weight)))
     far = compiled(m.prepare(), x.at[0].set(jnp.inf), jnp.ones(50))[1]
     assert not bool(jnp.isfinite(far))
+
+
+@pytest.mark.parametrize("payload", [0, 1, 1954])
+def test_any_nan_stays_nan(payload):
+    """Also one with bits of its own, such as R's NA (1954), in one component of several."""
+    name, bits = ("uint64", 0x7FF8 << 48) if x64() else ("uint32", 0x7FC0 << 16)
+    p = jax.tree.map(lambda a: a[0], models("full", 2, 3)).prepare()
+    odd = np.array(p.coefficients)
+    odd.view(name)[1] = bits + payload
+    p = dataclasses.replace(p, coefficients=jnp.asarray(odd))
+    x = rows(np.random.default_rng(8).normal(size=(50, 2)))
+    sums, value = compiled(p, x, jnp.ones(50))
+    assert bool(jnp.isnan(value))
+    assert bool(jnp.all(jnp.isnan(sums.weight)))
 
 
 def test_the_same_bits_again():

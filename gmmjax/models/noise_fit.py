@@ -10,7 +10,7 @@ import numpy as np
 
 from gmmjax import blocks as blocks_
 from gmmjax import checks, families, initialization
-from gmmjax.backend import lanes_a_batch
+from gmmjax.backend import lanes_a_batch, searching
 from gmmjax.blocks import Blocks
 from gmmjax.em import blank, turn
 from gmmjax.fit import stacked
@@ -106,8 +106,12 @@ def fit_noise(
     elif isinstance(start, NoisyMixture):
         raise ValueError("log_volume: expected None with a model as init, which has its own.")
     check_log_volume(log_volume)
-    batch = lanes_a_batch(n, k, block, x.dtype) if restart_batch is None else restart_batch
-    batch = min(checks.count(batch, "restart_batch"), lanes)
+    if restart_batch is None:
+        batch = lanes_a_batch(n, k, block, x.dtype)
+        batch = searching(batch) if start is None else batch
+    else:
+        batch = checks.count(restart_batch, "restart_batch")
+    batch = min(batch, lanes)
 
     x, w = blocks_.bucketed(x, w, block)
     if isinstance(start, jax.Array):

@@ -82,8 +82,8 @@ template <class T, int bytes = kBytes> struct Simd {
     const V f = x - n * T(0.69314718055994530942);  // its rounding grows with n, and the result shrinks faster
     V y = all(R::exp_terms[R::exp_degree]);
     for (int i = R::exp_degree - 1; i >= 0; --i) y = y * f + R::exp_terms[i];
-    y = (V)((I)y + ((I)shifted << R::mantissa));
-    return under ? V{} : y;
+    const V result = (V)((I)y + ((I)shifted << R::mantissa));  // NaN has no exponent to add to
+    return y == y ? (under ? V{} : result) : y;
   }
 
   // log s for s ≥ 1, by 2 artanh((m − 1) / (m + 1)); NaN and infinity give NaN.
