@@ -238,10 +238,9 @@ class Program(Generic[P, T]):
     """`jax.jit` of a function of a static `choice`, compiled in less time where that costs nothing.
 
     XLA's CPU compiler spends some 20 ms on each of a fit's hundreds of loops. With the native kernel
-    those that are left are of small matrices, for which the older code generator takes half of the time
-    (docs/speed.md), and plain loops are faster than calls of YNNPACK. jaxlib 0.11 has no such generator:
-    there LLVM's first level of optimisation saves less. Inside another jitted function the options are the
-    caller's.
+    none of them is hot, so they get LLVM's first level of optimisation and, where jaxlib still has it
+    (before 0.11), the older code generator: half of the time (docs/speed.md); and no calls of YNNPACK, which
+    for small matrices take longer than loops. Inside another jitted function the options are the caller's.
     """
 
     def __init__(self, fn: Callable[P, T], *, static_argnames: tuple[str, ...]) -> None:
@@ -254,10 +253,8 @@ class Program(Generic[P, T]):
     def _light(self) -> Callable[P, T]:
         options: dict[str, bool | int | str] = {"xla_backend_optimization_level": 1}
         if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):
-            options = {
-                "xla_cpu_use_fusion_emitters": False,
-                "xla_cpu_experimental_ynn_fusion_type": "",
-            }
+            options["xla_cpu_use_fusion_emitters"] = False
+            options["xla_cpu_experimental_ynn_fusion_type"] = ""
         return jax.jit(self._fn, static_argnames=self._static, compiler_options=options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
