@@ -239,8 +239,9 @@ class Program(Generic[P, T]):
 
     XLA's CPU compiler spends some 20 ms on each of a fit's hundreds of loops. With the native kernel
     none of them is hot, so they get LLVM's first level of optimisation and, where jaxlib still has it
-    (before 0.11), the older code generator: half of the time (docs/speed.md); and no calls of YNNPACK, which
-    for small matrices take longer than loops. Inside another jitted function the options are the caller's.
+    (before 0.11), the older code generator: half of the time (docs/speed.md); and no calls of YNNPACK,
+    which for small matrices take longer than loops. Inside another jitted function the options are the
+    caller's.
     """
 
     def __init__(self, fn: Callable[P, T], *, static_argnames: tuple[str, ...]) -> None:
