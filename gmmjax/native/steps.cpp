@@ -248,11 +248,15 @@ template <int most, class F> void in_blocks(int64_t count, F fn) {
   }
 }
 
-template <class T> T* aligned(std::vector<T>& v, int64_t size) {
-  v.assign(size + kBytes / sizeof(T), T(0));
-  auto at = reinterpret_cast<uintptr_t>(v.data());
-  return reinterpret_cast<T*>((at + kBytes - 1) / kBytes * kBytes);
-}
+// Arrays that nothing has been written to, aligned, and given back together.
+template <class T> struct Room {
+  std::vector<std::unique_ptr<T[]>> arrays;
+  T* array(int64_t size) {
+    arrays.emplace_back(new T[size + kBytes / sizeof(T)]);
+    const auto at = reinterpret_cast<uintptr_t>(arrays.back().get());
+    return reinterpret_cast<T*>((at + kBytes - 1) / kBytes * kBytes);
+  }
+};
 
 // Rows of the tile that lie `first` to `first + tile`, features × rows; those past the end are 0.
 template <class T> void transpose(const T* x, int64_t d, int64_t first, int64_t end, int64_t tile, T* out) {
@@ -497,21 +501,21 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
   // Where the features of a tile do not fit beside the log-densities they are made twice, a panel at a time.
   const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k * together, 8 * S::W) / 2;
   const int64_t panel = std::min(stride, room / S::W * S::W);
-  std::vector<double> parts(plan.chunks * count * part, 0.0), totals(plan.chunks * count * k, 0.0);
-  std::vector<double> values(plan.chunks * count, 0.0);
+  Room<double> sums_of;  // a chunk and lane: of features, of responsibilities, and the log-likelihood
+  double* const parts = sums_of.array(plan.chunks * count * part);
+  double* const totals = sums_of.array(plan.chunks * count * k);
+  double* const values = sums_of.array(plan.chunks * count);
   std::vector<std::atomic<int64_t>> left(plan.groups);
   for (auto& chunks : left) chunks = plan.chunks;
 
   const auto add_up = [&](int64_t lane) {
-    double value = 0;
-    std::vector<double> total(k, 0.0), sum(part, 0.0);
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      const int64_t slot = chunk * count + lane;
-      value += values[slot];
+    double *sum = parts + lane * part, *total = totals + lane * k;
+    for (int64_t slot = count + lane; slot < plan.chunks * count; slot += count) {
+      values[lane] += values[slot];
       for (int64_t j = 0; j < k; ++j) total[j] += totals[slot * k + j];
       for (int64_t j = 0; j < part; ++j) sum[j] += parts[slot * part + j];
     }
-    log_likelihood->typed_data()[lane] = T(value);
+    log_likelihood->typed_data()[lane] = T(values[lane]);
     T* out = sums->typed_data() + lane * k * p;
     for (int64_t j = 0; j < k; ++j) {
       *out++ = T(total[j]);
@@ -523,20 +527,25 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
     const int64_t chunk = task / plan.groups, group = task % plan.groups;
     const int64_t begin = chunk * plan.rows, end = std::min(n, begin + plan.rows);
     const int64_t first = group * plan.lanes, last = std::min(count, first + plan.lanes);
-    std::vector<T> storage[8];
-    T* xt = aligned(storage[0], d * tile);
-    T* phi = aligned(storage[1], panel * tile);
-    T* phi_rows = aligned(storage[2], panel * tile + S::W);
-    T* joint = aligned(storage[3], together * k * tile);
-    T* weight = aligned(storage[4], tile);
-    T* white = aligned(storage[5], shared * tile);
-    T* common = aligned(storage[6], tile);
-    T* two = aligned(storage[7], 2 * tile);
+    Room<T> storage;
+    T* xt = storage.array(d * tile);
+    T* phi = storage.array(panel * tile);
+    T* phi_rows = storage.array(panel * tile + S::W);
+    T* joint = storage.array(together * k * tile);
+    T* weight = storage.array(tile);
+    T* white = storage.array(shared * tile);
+    T* common = storage.array(tile);
+    std::fill_n(common, tile, T(0));
+    T* two = storage.array(2 * tile);
     const auto lay = [&](int64_t q, bool rows) {
       const int64_t size = std::min(panel, p - 1 - q);
       features(pairs.data() + q, d, tile, xt, size, phi);
       if (rows) by_rows(phi, size, tile, width, phi_rows);
     };
+    const int64_t own = chunk * count + first, ours = last - first;
+    std::fill_n(parts + own * part, ours * part, 0.0);
+    std::fill_n(totals + own * k, ours * k, 0.0);
+    std::fill_n(values + own, ours, 0.0);
     for (int64_t at = begin; at < end; at += tile) {
       transpose(x.lane(first), d, at, end, tile, xt);
       if (panel == stride) lay(0, true);
@@ -561,7 +570,7 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
         for (int64_t q = 0; q < p - 1; q += panel) {
           if (panel < stride) lay(q, true);
           const int64_t blocks = (std::min(panel, p - 1 - q) + width - 1) / width;
-          moments(joint, phi_rows, lanes * k, blocks, width, tile, parts.data() + slot * part + q, stride);
+          moments(joint, phi_rows, lanes * k, blocks, width, tile, parts + slot * part + q, stride);
         }
       }
     }
@@ -625,13 +634,14 @@ ffi::Error assign(ffi::ThreadPool pool, ffi::Buffer<D> centers, ffi::Buffer<D> r
     const int64_t chunk = task / plan.groups, group = task % plan.groups;
     const int64_t begin = chunk * plan.rows, end = std::min(n, begin + plan.rows);
     const int64_t lane0 = group * plan.lanes, lane1 = std::min(count, lane0 + plan.lanes);
-    std::vector<T> storage[3];
+    Room<T> storage;
     std::vector<typename S::Int> label(tile);
-    T* xt = aligned(storage[0], d * tile);
-    T* best = aligned(storage[1], tile);
-    T* half = aligned(storage[2], k * (lane1 - lane0));
+    T* xt = storage.array(d * tile);
+    T* best = storage.array(tile);
+    T* half = storage.array(k * (lane1 - lane0));
     for (int64_t j = 0; j < k * (lane1 - lane0); ++j) {
       const T* center = c.lane(lane0 + j / k) + (j % k) * d;
+      half[j] = 0;
       for (int64_t a = 0; a < d; ++a) half[j] += T(0.5) * center[a] * center[a];
     }
     for (int64_t at = begin; at < end; at += tile) {
