@@ -44,7 +44,7 @@ template <> struct Traits<float> {
   using Int = int32_t;
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0f, least = -87.0f;
-  static constexpr int exp_degree = 6, log_terms = 5;
+  static constexpr int exp_parts = 1, exp_degree = 6, log_terms = 5;
   static constexpr float exp_terms[] = {1.0f,           1.00000005f,     0.5000000437f,  0.1666636418f,
                                         0.04166476935f, 0.008379106904f, 0.001406160352f};
 };
@@ -52,11 +52,18 @@ template <> struct Traits<double> {
   using Int = int64_t;
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double magic = 6755399441055744.0, least = -708.0;
-  static constexpr int exp_degree = 11, log_terms = 11;
+#ifdef __AVX512F__
+  static constexpr int exp_parts = 8, exp_degree = 7, log_terms = 11;
+  static constexpr double exp_terms[] = {
+      1.0, 1.00000000000001804, 0.5000000000000180387, 0.1666666665899147373, 0.04166666658992372345,
+      0.008333414961464042708, 0.001388970509377224004, 0.0001736138403844214563};
+#else
+  static constexpr int exp_parts = 1, exp_degree = 11, log_terms = 11;
   static constexpr double exp_terms[] = {
       1.0, 1.000000000000000564, 0.5000000000000005628, 0.1666666666665722713, 0.04166666666657289065,
       0.008333333337741881794, 0.001388888893260176118, 0.0001984126145780279507, 0.00002480150417968219484,
       2.756426889143261213e-6, 2.762643454529018176e-7, 2.298134453790146919e-8};
+#endif
 };
 
 // Vectors of W numbers, of `bytes` bytes.
@@ -72,18 +79,30 @@ template <class T, int bytes = kBytes> struct Simd {
   static void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
   static V all(T a) { return V{} + a; }
 
-  // e^x for x ≤ 0; 0 below `least`; NaN stays NaN. 2ⁿ eᶠ, |f| ≤ ½ log 2, by the polynomial of least relative error.
+  // e^x for x ≤ 0; 0 below `least`; NaN stays NaN. 2^(m / parts) eᶠ, |f| ≤ ½ log 2 / parts, the second by the
+  // polynomial of least relative error.
   static V exp(V x) {
     using R = Traits<T>;
+    constexpr int parts = R::exp_parts;
+    constexpr T log2 = T(0.69314718055994530942), magic = R::magic + (parts == 1 ? R::bias : 0);
     const I under = x < R::least;
     x = under ? all(R::least) : x;
-    const V shifted = x * T(1.44269504088896340736) + R::magic;  // its last bits are n
-    const V n = shifted - R::magic;
-    const V f = x - n * T(0.69314718055994530942);  // its rounding grows with n, and the result shrinks faster
+    const V shifted = x * T(parts / log2) + magic;  // its last bits are m
+    const V m = shifted - magic;
+    const V f = x - m * T(log2 / parts);  // its rounding grows with m, and the result shrinks faster
     V y = all(R::exp_terms[R::exp_degree]);
     for (int i = R::exp_degree - 1; i >= 0; --i) y = y * f + R::exp_terms[i];
-    const V result = (V)((I)y + ((I)shifted << R::mantissa));  // NaN has no exponent to add to
-    return y == y ? (under ? V{} : result) : y;
+    V power;
+    if constexpr (parts == 1) {
+      power = (V)((I)shifted << R::mantissa);
+    } else {
+      // The bits of 2^(j / 8), less j in the place where the exponent's last bits will have it.
+      constexpr I bits = {0x3ff0000000000000, 0x3fef72b83c7d517b, 0x3fef06fe0a31b715, 0x3feebfdad5362a27,
+                          0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487};
+      power = (V)(__builtin_shuffle(bits, (I)shifted) + ((I)shifted << (R::mantissa - 3)));
+    }
+    y *= power;
+    return under ? V{} : y;
   }
 
   // log s for s ≥ 1, by 2 artanh((m − 1) / (m + 1)); NaN and infinity give NaN.
