@@ -40,6 +40,9 @@ nanoseconds to call on a CPU, and with a thousand lanes of 4 × 4 matrices littl
 LEAF = 8
 """Sides of a triangular matrix up to which it is inverted by halves of its own."""
 
+UNROLLED = 4
+"""Sides of a matrix up to which its Cholesky factor is plain arithmetic."""
+
 AT_ONCE = 8
 """Lanes of a rare repair that are worked on together, see `when`."""
 
@@ -241,10 +244,17 @@ def cholesky(a: Float[Array, "*b d d"]) -> Float[Array, "*b d d"]:
     arithmetic that XLA fuses over the batch.
     """
     d = a.shape[-1]
-    if d > 4:
+    if d > UNROLLED:
         return lax.linalg.cholesky(a, symmetrize_input=False)
+    rows = _unrolled_cholesky(a)
+    zero = jnp.zeros_like(a[..., 0, 0])
+    return jnp.stack([jnp.stack(row + [zero] * (d - len(row)), axis=-1) for row in rows], axis=-2)
+
+
+def _unrolled_cholesky(a: Float[Array, "*b d d"]) -> list[list[Float[Array, "*b"]]]:
+    """The rows of the lower factor, up to the diagonal."""
     rows: list[list[Array]] = []
-    for i in range(d):
+    for i in range(a.shape[-1]):
         row: list[Array] = []
         for j in range(i + 1):
             left = a[..., i, j]
@@ -252,8 +262,7 @@ def cholesky(a: Float[Array, "*b d d"]) -> Float[Array, "*b d d"]:
                 left = left - row[m] * (row[m] if i == j else rows[j][m])
             row.append(jnp.sqrt(left) if i == j else left / rows[j][j])
         rows.append(row)
-    zero = jnp.zeros_like(a[..., 0, 0])
-    return jnp.stack([jnp.stack(row + [zero] * (d - len(row)), axis=-1) for row in rows], axis=-2)
+    return rows
 
 
 def floored_cholesky(
@@ -271,13 +280,18 @@ def floored_cholesky(
     """
     d = a.shape[-1]
     diagonal = jnp.diagonal(a, axis1=-2, axis2=-1)
-    # One call: two batches that LAPACK factors at once wait for each other's threads on a machine of
-    # two cores, and a fit of 64 components in 64 features hung (jaxlib 0.10.2, `ParallelBatchMap`).
-    factor, margin = cholesky(jnp.stack([a, a - floor[:, None] * jnp.eye(d, dtype=a.dtype)]))
+    above = a - floor[:, None] * jnp.eye(d, dtype=a.dtype)
+    if d > UNROLLED:
+        # One call: two batches that LAPACK factors at once wait for each other's threads on a machine of
+        # two cores, and a fit of 64 components in 64 features hung (jaxlib 0.10.2, `ParallelBatchMap`).
+        factor, margin = cholesky(jnp.stack([a, above]))
+        pivots = jnp.diagonal(margin, axis1=-2, axis2=-1)
+    else:
+        factor = cholesky(a)
+        pivots = jnp.stack([row[-1] for row in _unrolled_cholesky(above)], axis=-1)
     # A pivot at the size of rounding carries no digit, whatever the floor.
     noise = d * jnp.finfo(a.dtype).eps * diagonal
-    pivots = jnp.diagonal(margin, axis1=-2, axis2=-1) ** 2
-    fine = jnp.all(pivots > jnp.where(floor > 0, 0.0, noise), axis=-1)
+    fine = jnp.all(pivots**2 > jnp.where(floor > 0, 0.0, noise), axis=-1)
     repairable = jnp.all(floor > 0) & jnp.all(jnp.isfinite(a), axis=(-2, -1))
 
     def repaired() -> Array:
