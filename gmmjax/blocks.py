@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from gmmjax import checks
 from gmmjax.backend import Choice, bucket
-from gmmjax.typing import Array, Float, pytree, static
+from gmmjax.typing import Array, Float, Shaped, pytree, static
 
 DEFAULT_BLOCK = 1024
 """Rows a block where nothing is known of the model; `backend.choose` knows more."""
@@ -89,12 +91,24 @@ def bucketed(
 ) -> tuple[Float[Array, "m d"], Float[Array, "m"]]:
     """Fill the rows up to a round number with weight 0, so that data of like size share a program."""
     n = x.shape[0]
-    w = jnp.ones(n, x.dtype) if weights is None else weights
+    xp = _library(x, weights)
+    rows = xp.asarray(x)
+    w = xp.ones(n, x.dtype) if weights is None else xp.asarray(weights)
     extra = bucket(n, block) - n
-    if extra == 0:
-        return x, w
-    fill = jnp.broadcast_to(x[:1], (extra, x.shape[1]))
-    return jnp.concatenate([x, fill]), jnp.concatenate([w, jnp.zeros(extra, w.dtype)])
+    if extra > 0:
+        rows = xp.concatenate([rows, xp.broadcast_to(rows[:1], (extra, x.shape[1]))])
+        w = xp.concatenate([w, xp.zeros(extra, w.dtype)])
+    return jnp.asarray(rows, x.dtype), jnp.asarray(w, w.dtype)
+
+
+def unfilled(a: Shaped[Array, "m"], n: int) -> Shaped[Array, "n"]:
+    """What belongs to the n rows that `bucketed` filled up."""
+    return jnp.asarray(_library(a).asarray(a)[:n], a.dtype)
+
+
+def _library(*arrays: Any) -> Any:
+    """NumPy on a CPU: `jnp` would compile each of its calls anew for every number of rows."""
+    return np if jax.default_backend() == "cpu" and checks.concrete(arrays) else jnp
 
 
 CHUNK = 2**14

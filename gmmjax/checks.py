@@ -25,6 +25,14 @@ def concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
+def to_jax(array: Any, dtype: Any) -> Array:
+    """`jnp.asarray`; NumPy converts what is NumPy's, as `jnp` would compile a program for its shape."""
+    if isinstance(array, np.ndarray):
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype, copy=False)
+    return jnp.asarray(array, dtype)
+
+
 def rows(x: ArrayLike, name: str = "x", *, finite: bool = True) -> Float[Array, "n d"]:
     """Data as a floating array [n, d], n ≥ 1, d ≥ 1, finite. Integers are converted."""
     array = x if isinstance(x, jax.Array) else _numpy(x, name)
@@ -44,8 +52,7 @@ def rows(x: ArrayLike, name: str = "x", *, finite: bool = True) -> Float[Array, 
     if 0 in array.shape:
         raise ValueError(f"{name}: expected at least one row and one column; got {array.shape}.")
     dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else float
-    with np.errstate(over="ignore"):
-        array = jnp.asarray(array, jax.dtypes.canonicalize_dtype(dtype))
+    array = to_jax(array, jax.dtypes.canonicalize_dtype(dtype))
     if array.dtype in (jnp.float16, jnp.bfloat16):
         array = array.astype(jnp.float32)
     if finite:
@@ -63,8 +70,8 @@ def points(
             f"{name}: expected shape [..., {d}], the model's features on the last axis; got "
             f"{array.shape}."
         )
-    with np.errstate(over="ignore"):
-        array = jnp.asarray(array, None if jnp.issubdtype(array.dtype, jnp.floating) else dtype)
+    own = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else dtype
+    array = to_jax(array, jax.dtypes.canonicalize_dtype(own))
     if finite:
         remedy = (
             f"Drop those rows; a Gaussian mixture takes missing.mask({name}) with NaN for missing."
@@ -145,10 +152,10 @@ def weights(w: ArrayLike | None, n: int, dtype: Any) -> Float[Array, "n"] | None
     """Sample weights [n]: finite, non-negative, not all zero."""
     if w is None:
         return None
-    array = jnp.asarray(w)
+    array = np.asarray(w) if concrete(w) and not isinstance(w, jax.Array) else jnp.asarray(w)
     if array.shape != (n,):
         raise ValueError(f"weights: expected shape [{n}], one a row of x; got {array.shape}.")
-    array = array.astype(dtype)
+    array = to_jax(array, dtype)
     if concrete(array):
         values = np.asarray(array)
         if not np.all(np.isfinite(values)):

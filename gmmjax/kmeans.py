@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gmmjax import checks, linalg
 from gmmjax.backend import Choice, choose_for_kmeans, program
-from gmmjax.blocks import Blocks, bucketed, collect, split, total
+from gmmjax.blocks import Blocks, bucketed, collect, split, total, unfilled
 from gmmjax.em import blank, turn
 from gmmjax.lanes import Lanes, best_of, in_batches
 from gmmjax.moments import column_mean
@@ -266,7 +266,7 @@ def kmeans(
     )  # fmt: skip
     if throw:
         checks.ended(result.status, f"kmeans: none of {lanes} starts ended")
-    return dataclasses.replace(result, labels=result.labels[:n])
+    return dataclasses.replace(result, labels=unfilled(result.labels, n))
 
 
 @program("k", "init", "lanes", "choice")

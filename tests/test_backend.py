@@ -92,6 +92,32 @@ def test_data_of_like_size_share_a_program(x):
     assert _search._cache_size() == before + 1
 
 
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="an accelerator fills the rows up itself"
+)
+def test_another_number_of_rows_like_it_compiles_nothing_at_all(x):
+    def go(n):
+        w = np.ones(n) if n % 2 else None
+        gmmjax.fit(jax.random.key(0), x[:n], 3, weights=w, restarts=5, max_steps=2, throw=False)
+        gmmjax.kmeans(jax.random.key(0), x[:n], 3, restarts=5, max_steps=2)
+
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        go(273), go(274)
+        assert compiled  # or the event has another name
+        compiled.clear()
+        go(275), go(276)
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.mark.parametrize("family", ["full", "diag", "spherical", "tied", "EEI", "EII"])
 def test_the_sum_over_blocks_is_that_of_every_row(x, family):
     """`collect`, by either form and at every precision, against the plain E-step in float64."""

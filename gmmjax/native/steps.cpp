@@ -520,10 +520,11 @@ ffi::Error expect(ffi::ThreadPool pool, int64_t kind_number, ffi::Buffer<D> coef
   // Where the features of a tile do not fit beside the log-densities they are made twice, a panel at a time.
   const int64_t room = std::max<int64_t>(kCache / int64_t(sizeof(T)) / tile - k * together, 8 * S::W) / 2;
   const int64_t panel = std::min(stride, room / S::W * S::W);
-  Room<double> sums_of;  // a chunk and lane: of features, of responsibilities, and the log-likelihood
-  double* const parts = sums_of.array(plan.chunks * count * part);
-  double* const totals = sums_of.array(plan.chunks * count * k);
-  double* const values = sums_of.array(plan.chunks * count);
+  // Of each chunk and lane: sums of features, of responsibilities, and the log-likelihood.
+  Room<double> sums_room;
+  double* const parts = sums_room.array(plan.chunks * count * part);
+  double* const totals = sums_room.array(plan.chunks * count * k);
+  double* const values = sums_room.array(plan.chunks * count);
   std::vector<std::atomic<int64_t>> left(plan.groups);
   for (auto& chunks : left) chunks = plan.chunks;
 
