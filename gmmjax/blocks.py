@@ -90,15 +90,14 @@ def bucketed(
     x: Float[Array, "n d"], weights: Float[Array, "n"] | None, block: int
 ) -> tuple[Float[Array, "m d"], Float[Array, "m"]]:
     """Fill the rows up to a round number with weight 0, so that data of like size share a program."""
-    n = x.shape[0]
-    xp = _library(x, weights)
-    rows = xp.asarray(x)
+    n, xp = x.shape[0], _library(x, weights)
     w = xp.ones(n, x.dtype) if weights is None else xp.asarray(weights)
     extra = bucket(n, block) - n
     if extra > 0:
-        rows = xp.concatenate([rows, xp.broadcast_to(rows[:1], (extra, x.shape[1]))])
+        rows = xp.asarray(x)
+        x = xp.concatenate([rows, xp.broadcast_to(rows[:1], (extra, x.shape[1]))])
         w = xp.concatenate([w, xp.zeros(extra, w.dtype)])
-    return jnp.asarray(rows, x.dtype), jnp.asarray(w, w.dtype)
+    return jnp.asarray(x, x.dtype), jnp.asarray(w, w.dtype)
 
 
 def unfilled(a: Shaped[Array, "m"], n: int) -> Shaped[Array, "n"]:
@@ -107,8 +106,12 @@ def unfilled(a: Shaped[Array, "m"], n: int) -> Shaped[Array, "n"]:
 
 
 def _library(*arrays: Any) -> Any:
-    """NumPy on a CPU: `jnp` would compile each of its calls anew for every number of rows."""
-    return np if jax.default_backend() == "cpu" and checks.concrete(arrays) else jnp
+    """NumPy on a CPU: `jnp` would compile each of its calls anew for every number of rows.
+
+    Not for arrays that the caller has put on a device of his choice.
+    """
+    free = checks.concrete(arrays) and not any(getattr(a, "committed", False) for a in arrays)
+    return np if free and jax.default_backend() == "cpu" else jnp
 
 
 CHUNK = 2**14

@@ -118,6 +118,16 @@ def test_another_number_of_rows_like_it_compiles_nothing_at_all(x):
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_data_stay_on_the_device_that_they_were_put_on(x):
+    """Filling the rows up must not bring them back to the default device."""
+    there = jax.device_put(jnp.asarray(x[:290]), jax.devices()[-1])
+    result = gmmjax.fit(jax.random.key(0), there, 2, restarts=4, max_steps=2)
+    clusters = gmmjax.kmeans(jax.random.key(0), there, 2, restarts=4, max_steps=2)
+    for array in (result.model.means, clusters.centers, clusters.labels):
+        assert array.committed
+        assert array.devices() == {jax.devices()[-1]}
+
+
 @pytest.mark.parametrize("family", ["full", "diag", "spherical", "tied", "EEI", "EII"])
 def test_the_sum_over_blocks_is_that_of_every_row(x, family):
     """`collect`, by either form and at every precision, against the plain E-step in float64."""
