@@ -15,7 +15,7 @@ from jax import lax
 
 from gmmjax import checks
 from gmmjax.backend import Choice, bucket
-from gmmjax.typing import Array, Float, Shaped, pytree, static
+from gmmjax.typing import Array, ArrayLike, Float, Shaped, pytree, static
 
 DEFAULT_BLOCK = 1024
 """Rows a block where nothing is known of the model; `backend.choose` knows more."""
@@ -91,17 +91,23 @@ def bucketed(
 ) -> tuple[Float[Array, "m d"], Float[Array, "m"]]:
     """Fill the rows up to a round number with weight 0, so that data of like size share a program."""
     n, xp = x.shape[0], _library(x, weights)
+    m = bucket(n, block)
     w = xp.ones(n, x.dtype) if weights is None else xp.asarray(weights)
-    extra = bucket(n, block) - n
-    if extra > 0:
+    if m > n:
         rows = xp.asarray(x)
-        x = xp.concatenate([rows, xp.broadcast_to(rows[:1], (extra, x.shape[1]))])
-        w = xp.concatenate([w, xp.zeros(extra, w.dtype)])
-    return jnp.asarray(x, x.dtype), jnp.asarray(w, w.dtype)
+        x = filled(rows, m, rows[0])
+    return x, filled(w, m, 0)
+
+
+def filled(a: Shaped[Array, "n ..."], m: int, value: ArrayLike) -> Shaped[Array, "m ..."]:
+    """What belongs to the rows, such as labels, and `value` up to the m rows of `bucketed`."""
+    xp = _library(a)
+    rest = xp.broadcast_to(xp.asarray(value, a.dtype), (m - a.shape[0], *a.shape[1:]))
+    return jnp.asarray(xp.concatenate([xp.asarray(a), rest]), a.dtype)
 
 
 def unfilled(a: Shaped[Array, "m"], n: int) -> Shaped[Array, "n"]:
-    """What belongs to the n rows that `bucketed` filled up."""
+    """The first n again, without what was filled up."""
     return jnp.asarray(_library(a).asarray(a)[:n], a.dtype)
 
 

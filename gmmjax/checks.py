@@ -198,7 +198,7 @@ def labels(
     if not concrete(array):
         if n_classes is None:
             raise ValueError(f"{name}: under jit the number of classes must be given.")
-        return jnp.asarray(array, jnp.int32), count(n_classes, "n_classes")
+        return to_jax(array, jnp.int32), count(n_classes, "n_classes")
     low, high = int(array.min()), int(array.max())
     k = max(high + 1, 1) if n_classes is None else count(n_classes, "n_classes")
     if low < least or high >= k:
@@ -206,7 +206,7 @@ def labels(
             f"{name}: expected labels from {least} to {k - 1}; got {low} to {high}. Number the "
             f"classes from 0, for instance with np.unique({name}, return_inverse=True)[1]."
         )
-    return jnp.asarray(array, jnp.int32), k
+    return to_jax(array, jnp.int32), k
 
 
 def every_class(labels: Array, w: Array | None, k: int, name: str) -> None:

@@ -154,7 +154,7 @@ def fit(
     x, w = blocks_.bucketed(x, w, choice.block)
     if init == "labels":
         assert isinstance(start, jax.Array)
-        start = jnp.concatenate([start, jnp.full(x.shape[0] - n, -1, start.dtype)])
+        start = blocks_.filled(start, x.shape[0], -1)
     options = (
         jnp.asarray(reg, x.dtype),
         jnp.asarray(tol, x.dtype),
@@ -303,7 +303,7 @@ def _labels(init: ArrayLike, n: int, k: int) -> Int[Array, "n"]:
                 f"init: expected each of the {k} labels at least once; {missing} do not occur. Use "
                 "a smaller n_components."
             )
-    return jnp.asarray(labels, jnp.int32)
+    return checks.to_jax(labels, jnp.int32)
 
 
 def _check_prior(prior: Prior | None, k: int, d: int) -> None:

@@ -100,6 +100,12 @@ def test_another_number_of_rows_like_it_compiles_nothing_at_all(x):
         w = np.ones(n) if n % 2 else None
         gmmjax.fit(jax.random.key(0), x[:n], 3, weights=w, restarts=5, max_steps=2, throw=False)
         gmmjax.kmeans(jax.random.key(0), x[:n], 3, restarts=5, max_steps=2)
+        labels = np.arange(n) % 3
+        gmmjax.fit(jax.random.key(0), x[:n], 3, init=labels, weights=w, max_steps=2, throw=False)
+        labels[::2] = -1
+        gmmjax.classification.fit_semi_supervised(
+            jax.random.key(0), x[:n], labels, 3, weights=w, restarts=5, max_steps=2, throw=False
+        )
 
     compiled = []
 

@@ -133,7 +133,7 @@ def fit_semi_supervised(
             return SemiSupervisedResult(noise=noise, **fields)
 
     x, w = blocks_.bucketed(x, w, block)
-    labels = jnp.concatenate([labels, jnp.full(x.shape[0] - n, UNLABELLED, labels.dtype)])
+    labels = blocks_.filled(labels, x.shape[0], UNLABELLED)
     result = _fit(
         key, x, labels, w, init, noise, prior,
         jnp.asarray(reg, x.dtype), jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),

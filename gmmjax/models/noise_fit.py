@@ -115,7 +115,7 @@ def fit_noise(
 
     x, w = blocks_.bucketed(x, w, block)
     if isinstance(start, jax.Array):
-        start = jnp.concatenate([start, jnp.full(x.shape[0] - n, NOISE, start.dtype)])
+        start = blocks_.filled(start, x.shape[0], NOISE)
     result = _fit(
         key, x, w, start, jnp.asarray(log_volume, x.dtype), prior,
         jnp.asarray(reg, x.dtype), jnp.asarray(tol, x.dtype), jnp.asarray(max_steps, jnp.int32),

@@ -96,6 +96,7 @@ template <class T, int bytes = kBytes> struct Simd {
     if constexpr (parts == 1) {
       power = (V)((I)shifted << R::mantissa);
     } else {
+      static_assert(parts == 8);
       // The bits of 2^(j / 8), less j in the place where the exponent's last bits will have it.
       constexpr I bits = {0x3ff0000000000000, 0x3fef72b83c7d517b, 0x3fef06fe0a31b715, 0x3feebfdad5362a27,
                           0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487};
